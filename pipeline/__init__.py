@@ -1,0 +1,1 @@
+"""The spine: stages, records, store, policy. Knows no TensorFlow and no Docker."""

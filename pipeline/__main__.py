@@ -1,0 +1,251 @@
+"""The command line; turns our errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import errors
+from pipeline.errors import SettingsError, TidegateError
+from pipeline.execution import Paths
+from pipeline.runner import Runner, needed
+from pipeline.stages import BY_NAME, STAGES
+
+_INTERRUPTED = 130
+_EXIT_CODES = """exit codes: 0 done, 1 a bug, 2 settings or usage, 3 a gate refused, 4 could not measure,
+5 another program failed, 6 something is not what was signed, 7 lost a race"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.command(arguments, Paths.of(Path.cwd(), arguments.settings.absolute())) or 0
+    except TidegateError as error:
+        from pipeline import report
+
+        report.fault(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, what was not is not used", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands, each with its help and an example."""
+    top = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Takes a model from a commit to a gated production deployment.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "--settings", type=Path, default=Path("pipeline.yaml"), help="the settings file (pipeline.yaml)"
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, does, function, example, **options):
+        sub = commands.add_parser(
+            name, help=does, description=does, epilog=f"example: python -m pipeline {example}"
+        )
+        sub.set_defaults(command=function, **options)
+        return sub
+
+    runs = command("run", "run stages, and what they need", _run, "run evaluate")
+    runs.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(BY_NAME))
+    runs.add_argument("--all", action="store_true", help="all stages, up to production")
+    runs.add_argument(
+        "--force", action="append", default=[], metavar="STAGE", help="run it even if nothing changed"
+    )
+    command("plan", "show which stages would run, and why", _plan, "plan")
+    explains = command("explain", "say why a stage would run or not", _explain, "explain train")
+    explains.add_argument("stage", metavar="STAGE", help=", ".join(BY_NAME))
+    looks = command("status", "show what runs now, and what the channels name", _status, "status --json")
+    looks.add_argument("--json", action="store_true", help="the same, for programs")
+    past = command(
+        "history", "show what was live when, and who let it in", _history, "history --at 2026-01-31"
+    )
+    past.add_argument("channel", nargs="?", default="production", help="staging or production (production)")
+    past.add_argument("--at", metavar="TIME", help="only what was live at this time (ISO 8601)")
+    past.add_argument("--json", action="store_true", help="the same, for programs")
+    approves = command("approve", "let the digest in staging into production, by name", _approve, "approve")
+    approves.add_argument("digest", nargs="?", help="refuse unless staging serves this digest (sha256:…)")
+    backs = command("rollback", "put an earlier version back into production, at once", _rollback, "rollback")
+    backs.add_argument("version", nargs="?", help="the version, as v3 or 3 (the one before)")
+    command("down", "stop staging and production on this machine", _down, "down")
+    command("doctor", "show what this machine lacks, with the remedy", _doctor, "doctor")
+    return top
+
+
+def _run(arguments, paths: Paths) -> int:
+    """Walks the stages; prints the table also when a stage fails."""
+    names = _known(list(BY_NAME) if arguments.all else arguments.stages)
+    if not names:
+        raise SettingsError(f"name a stage, or --all. Stages: {', '.join(BY_NAME)}.")
+    forced = frozenset(_known(arguments.force))
+    return _walk(Runner.open(paths, forced=forced), names)
+
+
+def _walk(runner: Runner, names: Sequence[str]) -> int:
+    """Walks the named stages and, on a laptop, what they need; in CI those ran in jobs of their own."""
+    from pipeline import ci, report
+
+    wanted = needed(names)
+    if ci.vendor() != ci.LAPTOP:
+        runner.recall(name for name in wanted if name not in names)
+        wanted = [name for name in wanted if name in names]
+    try:
+        runner.walk(wanted)
+    finally:
+        rows = [*runner.rows, *report.skipped(runner.rows, wanted)]
+        if runner.rows:
+            print(file=sys.stderr)
+            report.table(rows)
+            report.write(runner.paths.build / "report", rows, f"{runner.settings.model}: {' '.join(wanted)}")
+    _closing_words(runner, wanted)
+    return 0
+
+
+def _closing_words(runner: Runner, wanted: Sequence[str]) -> None:
+    """One sentence: whether anything had to be done, and where production answers."""
+    settings = runner.settings
+    if all(row.cached for row in runner.rows):
+        print(f"Nothing to do: {len(wanted)} stages hold for these inputs.", file=sys.stderr)
+    if "promote" in wanted:
+        live = runner.store.channel("production").live
+        address = settings.target.address
+        print(
+            f"Production serves {settings.model} v{live.version} ({live.image[:19]}) at "
+            f"http://{address}:{settings.production.rest_port}/v1/models/{settings.model} "
+            f"and gRPC {address}:{settings.production.grpc_port}, until `make down`.",
+            file=sys.stderr,
+        )
+
+
+def _known(names: Sequence[str]) -> list[str]:
+    """The names, if all are stages; the nearest one is offered for one that is not."""
+    import difflib
+
+    for name in names:
+        if name not in BY_NAME:
+            near = difflib.get_close_matches(name, BY_NAME, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Stages: {', '.join(BY_NAME)}."
+            raise SettingsError(f"{name} is not a stage. {hint}")
+    return list(names)
+
+
+def _plan(_, paths: Paths) -> int:
+    runner = Runner.open(paths)
+    for stage in STAGES:
+        plan = runner.plan(stage) if all(name in runner.done for name in stage.needs) else None
+        if plan is None:
+            print(f"{stage.name:<9} waits for {', '.join(n for n in stage.needs if n not in runner.done)}")
+        elif plan.why:
+            print(f"{stage.name:<9} runs: {'; '.join(plan.why)}")
+        else:
+            print(f"{stage.name:<9} holds, since {plan.hit.finished}")
+            runner.done[stage.name] = plan.hit
+    runner.digests.save()
+    return 0
+
+
+def _explain(arguments, paths: Paths) -> int:
+    (name,) = _known([arguments.stage])
+    runner = Runner.open(paths)
+    for before in needed([name])[:-1]:
+        plan = runner.plan(BY_NAME[before])
+        if plan.hit is None:
+            print(f"{name} waits for {before}, which would run: {'; '.join(plan.why)}")
+            return 0
+        runner.done[before] = plan.hit
+    plan = runner.plan(BY_NAME[name])
+    runner.digests.save()
+    if plan.why:
+        print(f"{name} would run:")
+        print("\n".join(f"  {reason}" for reason in plan.why))
+    else:
+        print(
+            f"{name} holds: it {plan.hit.outcome} at {plan.hit.finished} with the same inputs, key {plan.key[:12]}"
+        )
+    for group, value in plan.parts.items():
+        members = value.items() if isinstance(value, dict) else [("", value)]
+        for member, item in members:
+            print(f"  {group} {member}: {item}".replace(" :", ":"))
+    return 0
+
+
+def _status(arguments, paths: Paths) -> int:
+    from pipeline import operate
+
+    seen = operate.status(Runner.open(paths))
+    if arguments.json:
+        print(json.dumps(seen, indent=1))
+    else:
+        operate.print_status(seen)
+    return 0
+
+
+def _history(arguments, paths: Paths) -> int:
+    import dataclasses
+
+    from pipeline import operate
+
+    entries = operate.history(Runner.open(paths), arguments.channel)
+    if arguments.at:
+        entries = operate.live_at(entries, arguments.at)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
+    else:
+        operate.print_history(entries)
+    return 0
+
+
+def _approve(arguments, paths: Paths) -> int:
+    runner = Runner.open(paths, approving=True, forced=frozenset({"approve"}))
+    live = runner.store.channel("staging").live
+    if live is None:
+        raise errors.GateRefused("nothing is in staging yet; `make staging` puts it there.")
+    if arguments.digest not in (None, live.image):
+        raise errors.GateRefused(
+            f"staging serves {live.image}, not {arguments.digest}; nothing was approved."
+        )
+    runner.recall(needed(["approve"])[:-1])
+    if runner.done["publish"].digest != live.image:
+        raise errors.GateRefused(
+            f"staging serves {live.image}, and the files here make {runner.done['publish'].digest}; "
+            "nothing was approved. `make staging` brings them together."
+        )
+    runner.walk(["approve"])
+    print(runner.done["approve"].sentence)
+    return 0
+
+
+def _rollback(arguments, paths: Paths) -> int:
+    from pipeline import operate
+
+    version = arguments.version
+    if version is not None and not version.removeprefix("v").isdigit():
+        raise SettingsError(f"{version} is not a version; write it as v3 or 3.")
+    print(operate.rollback(Runner.open(paths), int(version.removeprefix("v")) if version else None))
+    return 0
+
+
+def _down(_, paths: Paths) -> int:
+    from pipeline import operate
+
+    for line in operate.down(Runner.open(paths)) or ["nothing was running"]:
+        print(line)
+    return 0
+
+
+def _doctor(_, paths: Paths) -> int:
+    from pipeline import doctor
+
+    return doctor.report(paths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

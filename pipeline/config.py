@@ -1,0 +1,249 @@
+"""pipeline.yaml -> frozen settings; every error at once, each with its line."""
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from pipeline.errors import SettingsError
+from pipeline.settings import Bound, Settings
+
+_REFERENCE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<or>:?-)?(?P<default>[^}]*)\})")
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads and checks a settings file.
+
+    `${NAME}`, `${NAME-default}` and `${NAME:-default}` are filled from `environ` as
+    Compose does; `$$` is a dollar. Raises SettingsError with one line per fault, each
+    as `pipeline.yaml:LINE: path: what, what is allowed`.
+    """
+    reader = _Reader(path.name, environ)
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path} does not exist. Run this in the repository's root, or name a file with --settings."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SettingsError(f"{path.name}:{line}: is not YAML: {error.problem}") from error
+    settings = reader.section(Settings, root, "")
+    if not reader.faults:
+        reader.check_relations(settings)
+    if reader.faults:
+        raise SettingsError("\n".join(text for _, text in sorted(reader.faults)))
+    return settings
+
+
+class _Reader:
+    """Turns YAML nodes into settings, and collects the faults it meets on the way."""
+
+    def __init__(self, name: str, environ: Mapping[str, str]):
+        self.name = name
+        self.environ = environ
+        self.faults: list[tuple[int, str]] = []
+        self.lines: dict[str, int] = {}
+
+    def fault(self, line: int, path: str, text: str) -> None:
+        self.faults.append(
+            (line, f"{self.name}:{line}: {path}: {text}" if path else f"{self.name}:{line}: {text}")
+        )
+
+    def section(self, kind: type, node: yaml.Node | None, path: str):
+        """A dataclass from a mapping; None if it has faults."""
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        types_of = typing.get_type_hints(kind)
+        entries = self.entries(node, path)
+        if entries is None:
+            return None
+        values = {}
+        for key, child in entries.items():
+            where = f"{path}.{key}" if path else key
+            if key not in fields:
+                self.fault(self.lines[where], "", _unknown(where, path, key, fields))
+                continue
+            values[key] = self.value(types_of[key], child, where, fields[key].metadata)
+        line = node.start_mark.line + 1 if node else 1
+        for missing in [
+            n for n, f in fields.items() if n not in entries and f.default is dataclasses.MISSING
+        ]:
+            self.fault(
+                line,
+                f"{path}.{missing}" if path else missing,
+                "is missing; the pipeline.yaml in the repository shows its default",
+            )
+        return None if self.faults else kind(**values)
+
+    def entries(self, node: yaml.Node | None, path: str) -> dict[str, yaml.Node] | None:
+        """The members of a mapping by name, each with its line remembered."""
+        if not isinstance(node, yaml.MappingNode):
+            self.fault(node.start_mark.line + 1 if node else 1, path, "must be a mapping of names to values")
+            return None
+        found: dict[str, yaml.Node] = {}
+        for key_node, child in node.value:
+            line = key_node.start_mark.line + 1
+            key = str(key_node.value)
+            where = f"{path}.{key}" if path else key
+            if key in found:
+                self.fault(line, where, f"is set twice, first on line {self.lines[where]}; keep one")
+            found[key] = child
+            self.lines[where] = line
+        return found
+
+    def value(self, kind, node: yaml.Node, path: str, limits: Mapping):
+        if kind is Bound:
+            return self.bound(node, path)
+        if dataclasses.is_dataclass(kind):
+            return self.section(kind, node, path)
+        origin = typing.get_origin(kind)
+        if origin is dict:
+            entries = self.entries(node, path) or {}
+            return types.MappingProxyType(
+                {name: self.bound(child, f"{path}.{name}") for name, child in entries.items()}
+            )
+        if origin is tuple:
+            return self.sequence(typing.get_args(kind)[0], node, path, limits)
+        return self.scalar(kind, node, path, limits)
+
+    def bound(self, node: yaml.Node, path: str) -> Bound | None:
+        entries = self.entries(node, path)
+        if entries is None:
+            return None
+        if len(entries) != 1 or not set(entries) <= {"at_least", "at_most"}:
+            self.fault(
+                node.start_mark.line + 1,
+                path,
+                f"has {', '.join(entries) or 'nothing'}, must have exactly one of at_least, at_most",
+            )
+            return None
+        ((word, child),) = entries.items()
+        return Bound(**{word: self.scalar(float, child, f"{path}.{word}", {})})
+
+    def sequence(self, kind: type, node: yaml.Node, path: str, limits: Mapping) -> tuple:
+        if not isinstance(node, yaml.SequenceNode):
+            self.fault(node.start_mark.line + 1, path, "must be a list, as [a, b]")
+            return ()
+        return tuple(self.scalar(kind, item, f"{path}[{i}]", limits) for i, item in enumerate(node.value))
+
+    def scalar(self, kind: type, node: yaml.Node, path: str, limits: Mapping):
+        line = node.start_mark.line + 1
+        if not isinstance(node, yaml.ScalarNode):
+            self.fault(line, path, f"must be {_WORDS[kind]}, not a list or mapping")
+            return None
+        text = self.filled(node.value, line, path)
+        if text is None:
+            return None
+        value = _convert(kind, text)
+        if value is None:
+            self.fault(line, path, f"is {text!r}, must be {_WORDS[kind]}")
+            return None
+        complaint = _complaint(value, limits)
+        if complaint:
+            self.fault(line, path, f"is {value!r}, {complaint}")
+        return value
+
+    def filled(self, text: str, line: int, path: str) -> str | None:
+        """The text with ${...} filled from the environment; None, and a fault, if a variable is not set."""
+        missing = []
+
+        def fill(match: re.Match) -> str:
+            if match["name"] is None:
+                return "$"
+            value = self.environ.get(match["name"])
+            if value is None or (match["or"] == ":-" and not value):
+                if match["or"] is None:
+                    missing.append(match["name"])
+                return match["default"]
+            return value
+
+        result = _REFERENCE.sub(fill, text)
+        for name in missing:
+            self.fault(
+                line,
+                path,
+                f"needs the environment variable {name}, which is not set; set it or write ${{{name}:-default}}",
+            )
+        return None if missing else result
+
+    def check_relations(self, s: Settings) -> None:
+        """Faults between options, once each by itself is fine."""
+        if len(s.data.value_range) != 2 or s.data.value_range[0] >= s.data.value_range[1]:
+            self.relation("data.value_range", f"is {list(s.data.value_range)}, must be [lowest, highest]")
+        if not s.data.row_shape:
+            self.relation("data.row_shape", "is empty, must name at least one dimension")
+        if s.train.global_batch % s.train.replicas:
+            self.relation(
+                "train.global_batch",
+                f"is {s.train.global_batch}, must be a multiple of train.replicas ({s.train.replicas})",
+            )
+        if not s.canary.steps or list(s.canary.steps) != sorted(set(s.canary.steps)):
+            self.relation(
+                "canary.steps", f"is {list(s.canary.steps)}, must rise from step to step, as [10, 50]"
+            )
+        ports: dict[int, str] = {}
+        for path, port in (
+            ("staging.rest_port", s.staging.rest_port),
+            ("staging.grpc_port", s.staging.grpc_port),
+            ("production.rest_port", s.production.rest_port),
+            ("production.grpc_port", s.production.grpc_port),
+        ):
+            if port in ports:
+                self.relation(path, f"is {port}, which {ports[port]} has already; give each its own")
+            ports[port] = path
+
+    def relation(self, path: str, text: str) -> None:
+        self.fault(self.lines.get(path, 1), path, text)
+
+
+def _convert(kind: type, text: str):
+    """The text as `kind`, or None."""
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    try:
+        number = int(text) if kind is int else float(text)
+    except ValueError:
+        return None
+    return None if number != number or number in (float("inf"), float("-inf")) else number
+
+
+def _complaint(value, limits: Mapping) -> str | None:
+    low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+        return f"must be one of {', '.join(map(str, choices))}" + (
+            f"; did you mean {near[0]}?" if near else ""
+        )
+    if (low is not None and value < low) or (high is not None and value > high):
+        return f"must be from {low:g} to {high:g}"
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        return f"must be {limits['says']}"
+    return None
+
+
+def _unknown(where: str, path: str, key: str, fields: Mapping) -> str:
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    if near:
+        return f"{where} is not an option. Did you mean {f'{path}.{near[0]}' if path else near[0]}?"
+    return f"{where} is not an option. Allowed here: {', '.join(fields)}."
+
+
+def smoke(settings: Settings) -> Settings:
+    """The settings of a merge request: a small model, trained on the CPU, measured but not held to the gates."""
+    train = dataclasses.replace(settings.train, epochs=settings.train.smoke_epochs, accelerator="cpu")
+    evaluate = dataclasses.replace(
+        settings.evaluate, gates=types.MappingProxyType({}), champion=types.MappingProxyType({})
+    )
+    return dataclasses.replace(settings, train=train, evaluate=evaluate)

@@ -1,0 +1,186 @@
+"""Runs one stage: a process of its own, its outputs into the store, a signed record of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline import record, run, trees
+from pipeline.child import result_path
+from pipeline.digest import Digests
+from pipeline.errors import ProgramFailed, TidegateError
+from pipeline.record import Keys, Record
+from pipeline.settings import Bound, Settings
+from pipeline.stages import Decided, Facts, Outcome, Result, Stage
+from pipeline.store import FileStore
+
+_DAY_S = 86_400.0
+_BUG = 1
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie: the repository, its settings file, this run's outputs, and what lasts on this machine."""
+
+    root: Path
+    settings: Path
+    build: Path
+    state: Path
+
+    @classmethod
+    def of(cls, root: Path, settings: Path) -> Paths:
+        return cls(root, settings, root / "build", root / os.environ.get("TIDEGATE_STATE", ".tidegate"))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage to be run: the key that its record will have, and the folders that it reads."""
+
+    stage: Stage
+    key: str
+    key_parts: Mapping
+    inputs: Mapping[str, Path | None]
+    needs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Runs stages, given everything that a stage itself must not know."""
+
+    settings: Settings
+    paths: Paths
+    store: FileStore
+    digests: Digests
+    keys: Keys
+    facts: Facts
+
+    def execute(self, work: Work) -> Record:
+        """Runs a stage and records it; its outputs lie in build/STAGE and in the store.
+
+        A stage that failed is recorded too, with what evidence it wrote. One that raised is not: it came to
+        no result. Raises that error again.
+        """
+        started, clock = now(), time.monotonic()
+        out = self.paths.build / f".{work.stage.name}.partial"
+        result = self._call(work, out)
+        outputs = self._keep(work.stage, out, result)
+        made = self._record(work, result, outputs, started, time.monotonic() - clock)
+        place = self.paths.build / work.stage.name
+        shutil.rmtree(place, ignore_errors=True)
+        out.replace(place)
+        return made
+
+    def _call(self, work: Work, out: Path) -> Result:
+        """The child process: task in, result out. What outlasts a kill lies in `.tidegate/work`, by key."""
+        task_path = self.paths.build / f".{work.stage.name}.task.json"
+        lasting = self.paths.state / "work" / f"{work.stage.name}-{work.key[:16]}"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        lasting.mkdir(parents=True, exist_ok=True)
+        result_path(task_path).unlink(missing_ok=True)
+        task_path.write_text(json.dumps(self._task(work, out, lasting)))
+        own = getattr(self.settings, work.stage.name, None)
+        status = run.attend(
+            [sys.executable, "-m", "pipeline.child", str(task_path)],
+            timeout_s=getattr(own, "timeout_s", _DAY_S),
+            cwd=self.paths.root,
+            env={"PYTHONHASHSEED": "0"},
+        )
+        result = _answer(work.stage, status, task_path)
+        if result.outcome == Outcome.PASSED:
+            shutil.rmtree(lasting, ignore_errors=True)
+        return result
+
+    def _task(self, work: Work, out: Path, lasting: Path) -> dict:
+        return {
+            "function": work.stage.function,
+            "settings": str(self.paths.settings),
+            "smoke": self.facts.merge_request,
+            "facts": dataclasses.asdict(self.facts),
+            "inputs": {name: str(path) if path else None for name, path in work.inputs.items()},
+            "out": str(out),
+            "work": str(lasting),
+            "state": str(self.paths.state),
+            "root": str(self.paths.root),
+            "parent": os.getpid(),
+        }
+
+    def _keep(self, stage: Stage, out: Path, result: Result) -> dict[str, str]:
+        """Puts a stage's outputs into the store; their tree digests by name. One that passed wrote them all."""
+        written = [name for name in stage.outputs if (out / name).is_dir()]
+        if result.outcome == Outcome.PASSED and len(written) < len(stage.outputs):
+            missing = set(stage.outputs) - set(written)
+            raise RuntimeError(f"{stage.function} passed, and did not write {', '.join(sorted(missing))}")
+        return {f"{stage.name}/{name}": trees.keep(out / name, self.store, self.digests) for name in written}
+
+    def _record(self, work: Work, result: Result, outputs, started: str, seconds: float) -> Record:
+        made = Record(
+            stage=work.stage.name,
+            key=work.key,
+            key_parts=work.key_parts,
+            outcome=str(result.outcome),
+            sentence=result.sentence,
+            outputs=outputs,
+            needs=work.needs,
+            numbers=dict(result.numbers),
+            decided=dataclasses.asdict(result.decided) if result.decided else None,
+            digest=result.digest,
+            warnings=result.warnings,
+            seconds=round(seconds, 3),
+            started=started,
+            finished=now(),
+            facts=dataclasses.asdict(self.facts),
+        )
+        envelope = self.keys.sign(record.statement(made, work.stage.predicate))
+        name = made.finished.replace(":", "").replace("-", "")
+        return dataclasses.replace(made, sha256=self.store.add_record(made.stage, made.key, name, envelope))
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def decided_of(value: Mapping | None) -> Decided | None:
+    """A `Decided` from its JSON form."""
+    if value is None:
+        return None
+    return Decided(value["name"], value["number"], Bound(**value["bound"]) if value["bound"] else None)
+
+
+def _answer(stage: Stage, status: int, task_path: Path) -> Result:
+    """The result that the child wrote; its error, raised again; or an error saying that it wrote neither."""
+    try:
+        answer = json.loads(result_path(task_path).read_bytes())
+    except FileNotFoundError:
+        raise _silent(stage, status) from None
+    if "error" in answer:
+        error = TidegateError(answer["text"])
+        error.exit_code = answer["exit_code"]
+        raise error
+    result = answer["result"]
+    changed = {
+        "outcome": Outcome(result["outcome"]),
+        "decided": decided_of(result["decided"]),
+        "warnings": tuple(result["warnings"]),
+    }
+    return Result(**{**result, **changed})
+
+
+def _silent(stage: Stage, status: int) -> TidegateError:
+    """The error for a child that ended without an answer: a bug, or a kill."""
+    how = f"was ended by signal {-status}" if status < 0 else f"left with exit status {status}"
+    error = ProgramFailed(
+        f"{stage.name} {how} before it had a result; what it printed is above. Its unfinished output is not used."
+    )
+    if status == _BUG:
+        error.exit_code = _BUG
+    return error

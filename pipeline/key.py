@@ -1,0 +1,115 @@
+"""The key of a stage: the sha256 of all that changes its result, part by part, so that it can be explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline import closure, digest
+from pipeline.settings import Settings
+from pipeline.stages import Stage
+
+LOCK = "requirements.txt"
+# Raised when the spine itself changes what a key or a record means.
+FORMAT = 1
+
+
+def parts(
+    stage: Stage, settings: Settings, reads: Mapping[str, str | None], root: Path, digests: digest.Digests
+) -> dict:
+    """What the key is computed from: files, reads, settings, environment, hardware.
+
+    `reads` maps each output that the stage reads to its tree digest (None: an optional one that is absent).
+    """
+    return {
+        "format": FORMAT,
+        "function": stage.function,
+        "files": _files(stage, settings, root, digests),
+        "reads": dict(reads),
+        "settings": {path: _setting(settings, path) for path in stage.settings},
+        "environment": {
+            LOCK: digests.file(root / LOCK),
+            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+            "machine": platform.machine(),
+        },
+        "hardware": _hardware(settings) if stage.hardware else "",
+    }
+
+
+def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
+    """What differs between the parts of two keys, an item a line, in words."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        where = f"{path} {name}".strip()
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, where)
+        elif before is None:
+            found.append(f"{where} is new: {_short(after)}")
+        elif after is None:
+            found.append(f"{where} is gone")
+        else:
+            found.append(f"{where} changed: {_short(before)} -> {_short(after)}")
+    return found
+
+
+def _short(value) -> str:
+    text = value if isinstance(value, str) else digest.canonical(value).decode()
+    return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+
+
+def _files(stage: Stage, settings: Settings, root: Path, digests: digest.Digests) -> dict[str, str]:
+    """The repository's files that the stage reads, by path, with their sha256."""
+    module = stage.function.rpartition(".")[0]
+    files = set(closure.of(module, root, lambda path: digests.derived(path, "imports", closure.parse)))
+    for name in stage.files:
+        place = root / (
+            _setting(settings, name.removeprefix("settings:")) if name.startswith("settings:") else name
+        )
+        files |= set(_code_below(place)) if place.is_dir() else ({place} if place.is_file() else set())
+    return {path.relative_to(root).as_posix(): digests.file(path) for path in sorted(files)}
+
+
+def _code_below(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith("__pycache__")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and not name.endswith((".pyc", "~"))
+        ]
+    return found
+
+
+def _setting(settings: Settings, path: str):
+    """A part of the settings, as `train` or `data.classes`, in plain JSON values."""
+    value = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return _plain(value)
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _hardware(settings: Settings) -> str:
+    """The kind of accelerator that training would find: the names of the GPUs, or cpu."""
+    if settings.train.accelerator == "cpu":
+        return "cpu"
+    found = []
+    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        model = [line for line in information.read_text().splitlines() if line.startswith("Model:")]
+        found.append(model[0].partition(":")[2].strip() if model else "unknown GPU")
+    return ", ".join(found) or "cpu"

@@ -1,0 +1,200 @@
+"""The one door to other programs.
+
+Argument lists, never strings; echoed first; always a timeout; both pipes read together.
+Never put a secret in an argument: pass it by `env` or `stdin`.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ProgramFailed
+
+_REMEDY = "make setup installs what the pipeline needs; make doctor lists what this machine lacks"
+_QUIT_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished program: its exit status and all that it wrote."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def find(program: str) -> str:
+    """The path of `program`: beside this Python first (the locked environment), then on PATH.
+
+    Raises ProgramFailed naming what to install when it is nowhere.
+    """
+    if os.sep in program:
+        return program
+    beside = Path(sys.executable).parent / program
+    if beside.is_file() and os.access(beside, os.X_OK):
+        return str(beside)
+    found = shutil.which(program)
+    if found is None:
+        raise ProgramFailed(f"{program} is not on PATH. {_REMEDY}.")
+    return found
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    check: bool = True,
+    echo: bool = True,
+) -> Done:
+    """Runs a program to its end and returns what it wrote.
+
+    `env` is added to this process's environment. With `check`, a nonzero exit raises
+    ProgramFailed with the end of its stderr; a timeout raises always, and kills the
+    program together with its children.
+    """
+    argv = [find(argv[0]), *argv[1:]]
+    if echo:
+        show(argv)
+    child = _spawn(
+        argv, cwd, env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL, pipes=True
+    )
+    try:
+        stdout, stderr = child.communicate(stdin, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        stop(child)
+        raise ProgramFailed(
+            f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped: {shlex.join(argv)}"
+        ) from None
+    except BaseException:
+        stop(child)
+        raise
+    done = Done(tuple(argv), child.returncode, stdout, stderr)
+    if check and done.returncode != 0:
+        raise ProgramFailed(_failure(done))
+    return done
+
+
+def attend(
+    argv: Sequence[str], *, timeout_s: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> int:
+    """Runs a program whose output belongs on this terminal; returns its exit status.
+
+    The program gets a process group of its own, so that Ctrl-C reaches it once, from
+    here, and nothing that it started is left behind. stdout is sent to stderr: it is
+    the story, not the result.
+    """
+    child = _spawn([find(argv[0]), *argv[1:]], cwd, env, stdin=subprocess.DEVNULL, pipes=False)
+    try:
+        return child.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ProgramFailed(
+            f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped."
+        ) from None
+    finally:
+        stop(child)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that outlives the command that started it: its id, and when it was born.
+
+    Process ids are used again; an id together with its birth (clock ticks since boot) is not.
+    """
+
+    pid: int
+    born: int
+
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return self.born != 0 and _born(self.pid) == self.born
+
+    def stop(self, grace_s: float) -> None:
+        """Asks it to end (SIGTERM), and ends it after `grace_s` seconds. No error if it is gone."""
+        if not self.alive():
+            return
+        os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self.alive():
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def start(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
+    """Starts a server that outlives this command; its output is appended to `log`.
+
+    A launcher (`pipeline/detach.py`) hands the server to init before it begins, because
+    some servers stop when the process that started them ends.
+    """
+    argv = [find(argv[0]), *map(str, argv[1:])]
+    show(argv)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    launcher = [sys.executable, "-S", str(Path(__file__).with_name("detach.py")), str(log), *argv]
+    done = run(launcher, timeout_s=30, env=env, echo=False)
+    pid = int(done.stdout)
+    return Process(pid, _born(pid))
+
+
+def _born(pid: int) -> int:
+    """When process `pid` started, in clock ticks since boot (proc(5), field 22); 0 if it is no more."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    is_zombie = fields[0] == "Z"
+    return 0 if is_zombie else int(fields[19])
+
+
+def show(argv: Sequence[str]) -> None:
+    """Echoes a command line to stderr."""
+    print(f"  $ {shlex.join([Path(argv[0]).name, *map(str, argv[1:])])}", file=sys.stderr, flush=True)
+
+
+def stop(child: subprocess.Popen) -> None:
+    """Ends a child and all that it started: SIGTERM first, SIGKILL after a grace."""
+    for sign, patience_s in ((signal.SIGTERM, _QUIT_GRACE_S), (signal.SIGKILL, _QUIT_GRACE_S)):
+        try:
+            os.killpg(child.pid, sign)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+    child.poll()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _spawn(argv, cwd, env, *, stdin, pipes: bool) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=stdin,
+            stdout=subprocess.PIPE if pipes else sys.stderr.fileno(),
+            stderr=subprocess.PIPE if pipes else None,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ProgramFailed(f"{argv[0]} could not be started: {error.strerror}. {_REMEDY}.") from error
+
+
+def _failure(done: Done) -> str:
+    said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+    return f"{Path(done.argv[0]).name} failed with exit status {done.returncode}: " + "\n".join(said[-15:])

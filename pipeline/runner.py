@@ -1,0 +1,317 @@
+"""Walks the table of stages: key -> skip or run -> record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pipeline import ci, config, digest, key, policy, record, trees
+from pipeline.child import function
+from pipeline.digest import Digests
+from pipeline.errors import GateRefused, LostRace, TidegateError
+from pipeline.execution import Executor, Paths, Work, decided_of
+from pipeline.record import Keys, Record
+from pipeline.settings import Settings
+from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
+from pipeline.store import Channel, Entry, FileStore, locked, open_store
+
+_EXIT = {Outcome.PASSED: 0, Outcome.FAILED: 3, Outcome.NO_DATA: 4}
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the closing table."""
+
+    stage: str
+    outcome: str
+    cached: bool
+    seconds: float
+    sentence: str = ""
+    decided: Decided | None = None
+    digest: str = ""
+    warnings: tuple[str, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Whether a stage would run. `why` is empty for a hit; `parts` are what its key is computed from."""
+
+    stage: Stage
+    key: str
+    parts: Mapping
+    hit: Record | None
+    why: tuple[str, ...]
+
+
+@dataclass
+class Runner:
+    """One walk over the table.
+
+    `approving` says that a person asked for the approval by name; a laptop approves for itself otherwise.
+    `forced` stages run although a record of the same key exists.
+    """
+
+    settings: Settings
+    paths: Paths
+    store: FileStore
+    digests: Digests
+    approving: bool = False
+    forced: frozenset[str] = frozenset()
+    done: dict[str, Record] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, paths: Paths, **options) -> Runner:
+        """A runner for the settings file as it is now."""
+        settings = config.load(paths.settings)
+        if ci.is_merge_request():
+            settings = config.smoke(settings)
+        store = open_store(settings.store, paths.root)
+        return cls(settings, paths, store, Digests(paths.state / "digests.json"), **options)
+
+    @cached_property
+    def facts(self) -> Facts:
+        return dataclasses.replace(ci.facts(self.paths.root), approving=self.approving)
+
+    @cached_property
+    def keys(self) -> Keys:
+        return Keys(self.paths.state)
+
+    @cached_property
+    def executor(self) -> Executor:
+        return Executor(self.settings, self.paths, self.store, self.digests, self.keys, self.facts)
+
+    def walk(self, names: Iterable[str]) -> None:
+        """Runs the named stages in the table's order; stops at the first that does not pass."""
+        wanted = set(names)
+        refuse_unprotected(wanted)
+        with alone(self.paths.build):
+            try:
+                for stage in STAGES:
+                    if stage.name in wanted:
+                        self._step(stage)
+            finally:
+                self.digests.save()
+
+    def plan(self, stage: Stage) -> Plan:
+        """Looks at a stage, whose needs are in `done`, without running it."""
+        parts = key.parts(stage, self.settings, dict(self._reads(stage)), self.paths.root, self.digests)
+        name = digest.of_json(parts)
+        hit = self._hit(stage, name)
+        return Plan(stage, name, parts, hit, tuple(self._why(stage, hit, parts)))
+
+    def recall(self, names: Iterable[str]) -> None:
+        """Fills `done` with the passed records of these stages for the inputs as they are; runs nothing.
+
+        Raises GateRefused naming the first that has none.
+        """
+        for name in names:
+            plan = self.plan(BY_NAME[name])
+            if plan.hit is None:
+                raise GateRefused(
+                    f"{name} has not passed for these inputs ({'; '.join(plan.why)}). "
+                    f"Run it first: python -m pipeline run {name}"
+                )
+            self.restore(plan.hit)
+            self.done[name] = plan.hit
+
+    def restore(self, made: Record) -> None:
+        """Makes build/STAGE what the record says, from the store, if it is not already."""
+        for name, tree in made.outputs.items():
+            trees.place(tree, self.paths.build / name, self.store, self.digests)
+
+    def champion(self) -> Entry | None:
+        """What the candidate is compared with: the newest entry of production that is another model.
+
+        While production serves the candidate itself this is the one before, so that a promotion does
+        not change the key of the evaluation that led to it.
+        """
+        candidate = self.done["train"].outputs["train/model"]
+        others = (e for e in reversed(self.store.channel("production").history) if e.model != candidate)
+        return next(others, None)
+
+    def _step(self, stage: Stage) -> None:
+        """One stage: a hit is restored, anything else runs."""
+        plan = self.plan(stage)
+        if plan.why:
+            with ci.fold(stage.name, f"{stage.name}: {stage.does}"):
+                print(f"  runs because {'; '.join(plan.why[:3])}", file=sys.stderr, flush=True)
+                made = self._run(plan)
+        else:
+            made = plan.hit
+            self.restore(made)
+        self.done[stage.name] = made
+        self.rows.append(row_of(made, cached=not plan.why))
+        if made.outcome != Outcome.PASSED:
+            error = GateRefused(f"{stage.name}: {made.sentence}")
+            error.exit_code = _EXIT[Outcome(made.outcome)]
+            raise error
+
+    def _run(self, plan: Plan) -> Record:
+        """Runs a stage. One that feeds a channel is let in by the policy first; the channel moves once it passed."""
+        stage, clock = plan.stage, time.monotonic()
+        needs = {name: self.done[name].sha256 for name in stage.needs}
+        try:
+            with deploying(stage, self.paths.state):
+                channel = self.store.channel(stage.channel) if stage.channel else None
+                if channel is not None:
+                    policy.demand(stage, self.done, self.store, self.keys)
+                made = self.executor.execute(
+                    Work(stage, plan.key, plan.parts, self._input_folders(stage), needs)
+                )
+                if channel is not None and made.outcome == Outcome.PASSED:
+                    self.store.append(channel, self._entry(channel, made))
+                return made
+        except TidegateError as error:
+            seconds = time.monotonic() - clock
+            self.rows.append(Row(stage.name, "error", False, seconds, str(error), exit_code=error.exit_code))
+            raise
+        except BaseException:
+            self.rows.append(
+                Row(stage.name, "stopped", False, time.monotonic() - clock, exit_code=_INTERRUPTED)
+            )
+            raise
+
+    def _entry(self, channel: Channel, made: Record) -> Entry:
+        published = json.loads((self.paths.build / "publish/published/published.json").read_bytes())
+        return Entry(
+            image=published["digest"],
+            version=published["version"],
+            model=self.done["train"].outputs["train/model"],
+            savedmodel=self.done["export"].outputs["export/savedmodel"],
+            published=self.done["publish"].outputs["publish/published"],
+            by=self.facts.actor,
+            at=made.finished,
+            why=made.stage,
+            evidence=made.sha256,
+            left=channel.live.image if channel.live else "",
+        )
+
+    def _hit(self, stage: Stage, name: str) -> Record | None:
+        """The newest passed record of this key."""
+        for envelope in reversed(self.store.records(stage.name, name)):
+            found = record.read(envelope)
+            if found.outcome == Outcome.PASSED:
+                return found
+        return None
+
+    def _why(self, stage: Stage, hit: Record | None, parts: Mapping) -> list[str]:
+        """Why a stage has to run; nothing if the hit still holds."""
+        if stage.name in self.forced:
+            return ["it was asked to run again"]
+        if hit is None:
+            return self._news(stage, parts)
+        lost = [name for name, tree in hit.outputs.items() if not trees.kept(tree, self.store)]
+        if lost:
+            return [f"{name} is no longer in the store" for name in lost]
+        if stage.alive:
+            reason = function(stage.alive)(self._alive_context(stage, hit))
+            return [reason] if reason else []
+        return []
+
+    def _news(self, stage: Stage, parts: Mapping) -> list[str]:
+        """What is new since the stage last ran."""
+        newest = self.store.newest_record(stage.name)
+        if newest is None:
+            return ["it has never run"]
+        last = record.read(newest)
+        return key.differences(last.key_parts, parts) or [f"it last ended as {last.outcome}"]
+
+    def _alive_context(self, stage: Stage, hit: Record) -> Context:
+        """What a stage's `alive` function may read: the stage's inputs and its own outputs."""
+        self.restore(hit)
+        names = [*(name.lstrip("?") for name in stage.reads), *hit.outputs]
+        paths = self.paths
+        inputs = {name: paths.build / name for name in names}
+        return Context(self.settings, Facts(), inputs, paths.build, paths.build, paths.state, paths.root)
+
+    def _reads(self, stage: Stage) -> Iterable[tuple[str, str | None]]:
+        """The tree digest of each output that a stage reads; None for a champion that is not there."""
+        for name in stage.reads:
+            if name == CHAMPION:
+                champion = self.champion()
+                yield name.lstrip("?"), champion.savedmodel if champion else None
+            else:
+                yield name, self.done[name.split("/")[0]].outputs[name]
+
+    def _input_folders(self, stage: Stage) -> dict[str, Path | None]:
+        """The folder of each output that a stage reads, restored where it is not there."""
+        return {
+            name: trees.place(tree, self.paths.build / name, self.store, self.digests) if tree else None
+            for name, tree in self._reads(stage)
+        }
+
+
+def refuse_unprotected(wanted: set[str]) -> None:
+    """Only protected refs train, publish or deploy. A laptop may, for its own local target."""
+    if ci.vendor() == ci.LAPTOP or ci.is_protected():
+        return
+    allowed = {"train"} if ci.is_merge_request() else set()
+    refused = [stage.name for stage in STAGES if stage.protected and stage.name in wanted - allowed]
+    if refused:
+        raise GateRefused(
+            f"{', '.join(refused)}: only a protected ref may do this, and CI says that this one is not protected. "
+            "Protect the branch in the project's settings, or run the stages that any branch may."
+        )
+
+
+def alone(build: Path) -> contextlib.AbstractContextManager:
+    """One run at a time in this folder."""
+
+    def busy(holder: str) -> LostRace:
+        return LostRace(f"another run is at work in this folder ({holder}). Wait for it, or stop it.")
+
+    return locked(build / ".lock", busy)
+
+
+def deploying(stage: Stage, state: Path) -> contextlib.AbstractContextManager:
+    """One deployment at a time on this machine; a stage that deploys nothing holds no lock."""
+    return deployment_lock(state) if stage.deploys else contextlib.nullcontext()
+
+
+def deployment_lock(state: Path) -> contextlib.AbstractContextManager:
+    """Held by whatever starts, stops or switches versions on this machine."""
+
+    def busy(holder: str) -> LostRace:
+        return LostRace(f"a deployment is going on here ({holder}). Wait for it, or stop it.")
+
+    return locked(state / "run" / ".lock", busy)
+
+
+def needed(names: Iterable[str]) -> list[str]:
+    """The named stages and all that they need, in the table's order."""
+    wanted: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += BY_NAME[name].needs
+    return [stage.name for stage in STAGES if stage.name in wanted]
+
+
+def row_of(made: Record, cached: bool) -> Row:
+    """A record as a line of the closing table."""
+    named = made.digest or next(iter(made.outputs.values()), "")
+    exit_code = _EXIT[Outcome(made.outcome)]
+    decided = decided_of(made.decided)
+    return Row(
+        made.stage,
+        made.outcome,
+        cached,
+        made.seconds,
+        made.sentence,
+        decided,
+        named,
+        tuple(made.warnings),
+        exit_code,
+    )

@@ -1,0 +1,172 @@
+"""Every option of pipeline.yaml, frozen, with its bounds. The comments for people stand in pipeline.yaml."""
+
+from dataclasses import dataclass, field
+
+SEVERITIES = ("UNKNOWN", "LOW", "MEDIUM", "HIGH", "CRITICAL")
+_NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
+
+
+def option(**limits) -> field:
+    """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (whole match) and what it `says`."""
+    return field(metadata=limits)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a gate asks of one number: at least this, or at most that. Exactly one of the two is set."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def holds(self, number: float) -> bool:
+        """Whether `number` is within the bound. NaN is within no bound."""
+        return number >= self.at_least if self.at_least is not None else number <= self.at_most
+
+    def __str__(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the code itself must reach."""
+
+    coverage: Bound = option()
+    timeout_s: float = option(low=1, high=86_400)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the rows come from and what they must look like."""
+
+    source: str = option(pattern=r"\S+", says="sklearn:digits, a path, https://… or s3://bucket/key")
+    sha256: str = option(pattern=r"[0-9a-f]{64}", says="64 hexadecimal digits, as sha256sum prints them")
+    row_shape: tuple[int, ...] = option(low=1, high=100_000)
+    value_range: tuple[float, ...] = option()
+    classes: int = option(low=2, high=100_000)
+    smallest_class: float = option(low=0.0, high=1.0)
+    test_fraction: float = option(low=0.01, high=0.9)
+    seed: int = option(low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the model is fitted."""
+
+    accelerator: str = option(choices=("auto", "cpu", "gpu"))
+    replicas: int = option(low=1, high=64)
+    global_batch: int = option(low=1, high=1_000_000)
+    epochs: int = option(low=1, high=100_000)
+    smoke_epochs: int = option(low=1, high=1_000)
+    learning_rate: float = option(low=1e-9, high=10.0)
+    seed: int = option(low=0, high=2**31 - 1)
+    gpus_at_least: int = option(low=1, high=64)
+    gpu_memory_mib_at_least: int = option(low=0, high=10_000_000)
+    timeout_s: float = option(low=1, high=30 * 86_400)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What the model must reach on held-out rows, alone and against the champion."""
+
+    confidence: float = option(low=0.5, high=0.9999)
+    gates: dict[str, Bound] = option()
+    champion: dict[str, Bound] = option()
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the SavedModel carries beside the graph."""
+
+    warmup_requests: int = option(low=0, high=1000)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the model's layers are added to."""
+
+    base: str = option(
+        pattern=r"scratch|oci:\S+@sha256:[0-9a-f]{64}", says="scratch or oci:PATH@sha256:DIGEST"
+    )
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Which findings stop an image."""
+
+    fail_on: tuple[str, ...] = option(choices=SEVERITIES)
+    ignore_file: str = option()
+    database: str = option()
+    timeout_s: float = option(low=1, high=86_400)
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Where images go."""
+
+    registry: str = option(
+        pattern=r"oci:\S+|[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+", says="oci:PATH or HOST[:PORT]/NAME"
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where versions run."""
+
+    kind: str = option(choices=("local",))
+    address: str = option(pattern=r"[0-9a-zA-Z.:-]+", says="an address of this machine")
+    ready_timeout_s: float = option(low=1, high=3600)
+    drain_s: float = option(low=0, high=3600)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What a published image must show before anyone is asked to approve it."""
+
+    rest_port: int = option(low=1, high=65_535)
+    grpc_port: int = option(low=1, high=65_535)
+    golden_requests: int = option(low=1, high=100_000)
+    skew: Bound = option()
+    latency_ms: Bound = option()
+
+
+@dataclass(frozen=True)
+class Canary:
+    """How traffic moves to a new version, and what makes it go back."""
+
+    steps: tuple[int, ...] = option(low=1, high=99)
+    step_s: float = option(low=0.1, high=86_400)
+    step_timeout_s: float = option(low=1, high=86_400)
+    load_rps: float = option(low=0, high=10_000)
+    requests_at_least: int = option(low=1, high=10_000_000)
+    error_rate: Bound = option()
+    extra_error_rate: Bound = option()
+    slow_ms: float = option(low=0.1, high=3_600_000)
+    extra_slow_rate: Bound = option()
+
+
+@dataclass(frozen=True)
+class Production:
+    """Where clients reach the model."""
+
+    rest_port: int = option(low=1, high=65_535)
+    grpc_port: int = option(low=1, high=65_535)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """pipeline.yaml, checked."""
+
+    model: str = option(pattern=_NAME, says="lower-case letters and digits, joined by . _ or -")
+    store: str = option(pattern=r"file:\S+", says="file:PATH")
+    check: Check
+    data: Data
+    train: Train
+    evaluate: Evaluate
+    export: Export
+    image: Image
+    scan: Scan
+    publish: Publish
+    target: Target
+    staging: Staging
+    canary: Canary
+    production: Production

@@ -1,0 +1,306 @@
+"""The table of stages, and what a stage is: a function of a context that returns a result."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.settings import Bound, Settings
+
+
+class Outcome(enum.StrEnum):
+    """How a stage ended. Only *passed* opens a gate."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NO_DATA = "no data"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The number that decided, and the bound that it was held against."""
+
+    name: str
+    number: float
+    bound: Bound | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.number:g}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage says of its work.
+
+    `numbers` go into the record and the metrics report; `decided` and `digest` into the
+    closing table; `digest` names what the stage made (`sha256:…`) where it has a name of
+    its own, as an image has. `warnings` are repeated loudly at the end.
+    """
+
+    outcome: Outcome
+    sentence: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    decided: Decided | None = None
+    digest: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of this run that no input tells: who runs it, where, on which commit.
+
+    A stage may note these or refuse because of them (`protected`), and never lets them
+    change the bytes that it makes.
+    """
+
+    commit: str = ""
+    source: str = ""
+    revision: str = ""
+    dirty: bool = False
+    ref: str = ""
+    protected: bool = False
+    merge_request: bool = False
+    actor: str = ""
+    vendor: str = "laptop"
+    approving: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a stage may read, and where it writes.
+
+    `inputs` maps an output's name, as `data/rows`, to its folder; an optional one that
+    is not there is None. The stage writes each of its outputs to `out / NAME`, where
+    `out` is an empty folder. `work` outlasts a run that was killed: checkpoints go there;
+    it belongs to this key alone, and is removed when the stage passes. `state` is the
+    folder that lasts on this machine (`.tidegate/`), `root` the repository.
+    """
+
+    settings: Settings
+    facts: Facts
+    inputs: Mapping[str, Path | None]
+    out: Path
+    work: Path
+    state: Path
+    root: Path
+
+    def say(self, text: str) -> None:
+        """Tells the person who watches how the work goes (stderr)."""
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+
+CHAMPION = "?champion/savedmodel"
+"""Read by stages that compare with what production serves; absent while nothing was ever promoted."""
+
+Function = Callable[[Context], Result]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table.
+
+    `function` is the dotted name of what the runner calls. `reads` are outputs of other stages; CHAMPION
+    may be absent. `gates` are stages that must have passed before, whose outputs are not read. `settings`
+    are the parts of pipeline.yaml that the stage reads, `files` what it reads of the repository beside the
+    import closure of its function (`settings:NAME` is the file that a setting names); both are in its key, as is the kind of accelerator with `hardware`.
+    `alive` is the dotted name of a function that says why a passed stage no longer holds (None: it does),
+    for stages whose result is a running server. `channel` is what it feeds once it passed; `deploys` says
+    that it starts or switches versions. The rest is for CI: who may run it, and where.
+    """
+
+    name: str
+    does: str
+    function: str
+    outputs: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    alive: str = ""
+    hardware: bool = False
+    predicate: str = "https://slsa.dev/provenance/v1"
+    protected: bool = False
+    runner: str = "cpu"
+    environment: str = ""
+    manual: bool = False
+    channel: str = ""
+    deploys: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that come before, each once, in the table's order."""
+        named = {read.split("/")[0] for read in self.reads if read != CHAMPION} | set(self.gates)
+        return tuple(stage.name for stage in STAGES if stage.name in named)
+
+
+_TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "check",
+        "lint, unit tests, coverage",
+        "pipeline.check.check",
+        outputs=("report",),
+        files=(
+            "pipeline",
+            "train",
+            "deploy",
+            "serve",
+            "bench",
+            "tests",
+            "scripts",
+            "docker",
+            "pyproject.toml",
+            "Makefile",
+            ".gitlab-ci.yml",
+            ".github",
+        ),
+        settings=("check",),
+        predicate=_TEST_RESULT,
+    ),
+    Stage(
+        "data",
+        "fetch, pin, check and split the data",
+        "train.data.data",
+        outputs=("rows",),
+        settings=("data",),
+    ),
+    Stage(
+        "train",
+        "fit the model under MirroredStrategy",
+        "train.fit.train",
+        outputs=("model", "log"),
+        reads=("data/rows",),
+        gates=("check",),
+        settings=("model", "train", "data.classes", "data.row_shape", "data.value_range"),
+        hardware=True,
+        protected=True,
+        runner="gpu",
+    ),
+    Stage(
+        "evaluate",
+        "measure on held-out rows, against the gates and the champion",
+        "train.evaluate.evaluate",
+        outputs=("metrics", "predictions"),
+        reads=("train/model", "data/rows", CHAMPION),
+        settings=("evaluate", "data.classes"),
+        predicate=_TEST_RESULT,
+    ),
+    Stage(
+        "export",
+        "write the SavedModel, with preprocessing and warm-up requests",
+        "train.export.export",
+        outputs=("savedmodel",),
+        reads=("train/model", "data/rows", CHAMPION),
+        gates=("evaluate",),
+        settings=("model", "export", "data.row_shape", "data.value_range"),
+    ),
+    Stage(
+        "image",
+        "add the model's layers to the base image",
+        "deploy.image.image",
+        outputs=("layout",),
+        reads=("export/savedmodel",),
+        settings=("model", "image"),
+        protected=True,
+    ),
+    Stage(
+        "scan",
+        "look for vulnerabilities, secrets, misconfiguration and licences",
+        "deploy.scan.scan",
+        outputs=("report",),
+        reads=("image/layout",),
+        settings=("scan",),
+        files=("settings:scan.ignore_file",),
+        predicate="https://in-toto.io/attestation/vulns/v0.2",
+        protected=True,
+    ),
+    Stage(
+        "publish",
+        "push the image to the registry, by digest",
+        "deploy.publish.publish",
+        outputs=("published",),
+        reads=("image/layout",),
+        gates=("scan",),
+        settings=("model", "publish"),
+        alive="deploy.publish.missing",
+        protected=True,
+    ),
+    Stage(
+        "staging",
+        "start the published digest and question it",
+        "deploy.smoke.staging",
+        outputs=("evidence",),
+        reads=("publish/published", "evaluate/predictions", "data/rows"),
+        settings=("model", "target", "staging", "publish"),
+        files=("serve",),
+        alive="deploy.smoke.not_in_staging",
+        predicate=_TEST_RESULT,
+        protected=True,
+        environment="staging",
+        channel="staging",
+        deploys=True,
+    ),
+    Stage(
+        "approve",
+        "a person lets this digest in",
+        "pipeline.approval.approve",
+        outputs=("approval",),
+        reads=("publish/published", CHAMPION),
+        gates=("staging",),
+        alive="pipeline.approval.withdrawn",
+        predicate="https://tidegate.dev/approval/v1",
+        protected=True,
+        environment="production",
+        manual=True,
+    ),
+    Stage(
+        "canary",
+        "move traffic step by step, and judge",
+        "deploy.rollout.canary",
+        outputs=("evidence",),
+        reads=("approve/approval", "publish/published", "data/rows", CHAMPION),
+        settings=("model", "target", "canary", "production", "publish"),
+        files=("serve",),
+        predicate="https://tidegate.dev/canary/v1",
+        protected=True,
+        environment="production",
+        deploys=True,
+    ),
+    Stage(
+        "promote",
+        "give all traffic to the version that was judged",
+        "deploy.rollout.promote",
+        outputs=("evidence",),
+        reads=("canary/evidence", "publish/published", "approve/approval"),
+        gates=("check", "evaluate", "scan", "staging"),
+        settings=("model", "target", "production", "publish"),
+        alive="deploy.rollout.not_in_production",
+        predicate="https://tidegate.dev/promotion/v1",
+        protected=True,
+        environment="production",
+        channel="production",
+        deploys=True,
+    ),
+)
+
+BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
+
+# Not in the walk: a person calls it, and it reads production's history instead of the stages before.
+ROLLBACK = Stage(
+    "rollback",
+    "put the version before back into production",
+    "deploy.rollout.rollback",
+    outputs=("evidence",),
+    settings=("model", "target", "production", "publish"),
+    predicate="https://tidegate.dev/promotion/v1",
+    protected=True,
+    environment="production",
+    manual=True,
+    channel="production",
+    deploys=True,
+)

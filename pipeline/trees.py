@@ -1,0 +1,51 @@
+"""Trees of files between a folder and the store."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from pipeline.digest import Digests, Tree
+from pipeline.errors import IntegrityError
+from pipeline.store import FileStore
+
+
+def keep(folder: Path, store: FileStore, digests: Digests) -> str:
+    """Puts the files below a folder into the store; returns the tree's digest."""
+    tree = digests.tree(folder)
+    for leaf in tree.leaves:
+        store.put(folder / leaf.path, leaf.sha256)
+    return store.put_bytes(tree.manifest())
+
+
+def kept(tree_digest: str, store: FileStore) -> bool:
+    """Whether the store has a tree and, as far as sizes tell, all of its blobs."""
+    try:
+        tree = Tree.parse(store.fetch_bytes(tree_digest))
+    except IntegrityError:
+        return False
+    return all(store.has(leaf.sha256, leaf.size) for leaf in tree.leaves)
+
+
+def place(tree_digest: str, folder: Path, store: FileStore, digests: Digests) -> Path:
+    """Makes `folder` the tree of this digest, if it is not already; returns it.
+
+    Each blob is verified on its way. Raises IntegrityError naming one that is missing or damaged; the
+    folder is then as it was.
+    """
+    with contextlib.suppress(OSError, IntegrityError):
+        if digests.tree(folder).digest == tree_digest:
+            return folder
+    tree = Tree.parse(store.fetch_bytes(tree_digest))
+    partial = folder.with_name(f".{folder.name}.restore")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for leaf in tree.leaves:
+        target = partial / leaf.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.fetch(leaf.sha256, target)
+        target.chmod(0o755 if leaf.executable else 0o644)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    return folder

@@ -129,7 +129,10 @@ def rollback(runner: Runner, version: int | None = None) -> str:
 
 
 def live_at(entries: list[Entry], moment: str) -> list[Entry]:
-    """The entry that was live at a moment (ISO 8601; without a zone, UTC); newest-first entries in, one or none out."""
+    """The entry that was live at a moment (ISO 8601; UTC where no zone is given), alone in a list, or none.
+
+    `entries` come newest first.
+    """
     try:
         wanted = datetime.fromisoformat(moment)
     except ValueError:

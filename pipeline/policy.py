@@ -59,9 +59,10 @@ def _fault(name: str, done: Mapping[str, Record], store: FileStore, keys: Keys) 
         return str(error)
     if found.stage != name or found.outcome != Outcome.PASSED:
         return f"the record is of {found.stage}, which ended as {found.outcome}"
-    if name == "approve":
-        return _approval_fault(found, done["publish"], store)
-    return _chain_fault(found, done)
+    fault = _chain_fault(found, done)
+    if name == "approve" and not fault:
+        fault = _approval_fault(found, done["publish"], store)
+    return fault
 
 
 def _chain_fault(found: Record, done: Mapping[str, Record]) -> str:

@@ -14,6 +14,7 @@ from typing import TextIO
 from pipeline.errors import TidegateError
 from pipeline.runner import Row
 
+NOT_REACHED = "not reached"
 _HEADINGS = ("stage", "outcome", "number that decided", "bound", "seconds", "digest")
 _GREEN, _RED, _YELLOW, _GREY, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[90m", "\x1b[0m"
 
@@ -24,14 +25,14 @@ def cells(row: Row) -> tuple[str, ...]:
     bound = str(row.decided.bound) if row.decided and row.decided.bound else ""
     digest = row.digest if row.digest.startswith("sha256:") else f"sha256:{row.digest}" if row.digest else ""
     outcome = "unchanged" if row.cached else row.outcome
-    seconds = "" if row.cached else f"{row.seconds:.1f}"
+    seconds = "" if row.cached or row.outcome == NOT_REACHED else f"{row.seconds:.1f}"
     return (row.stage, outcome, decided, bound, seconds, digest[:19])
 
 
 def skipped(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
     """A row for each wanted stage that was not reached."""
     reached = {row.stage for row in rows}
-    return [Row(name, "not reached", False, 0.0) for name in wanted if name not in reached]
+    return [Row(name, NOT_REACHED, False, 0.0) for name in wanted if name not in reached]
 
 
 def table(rows: Sequence[Row], stream: TextIO = sys.stderr) -> None:
@@ -52,7 +53,7 @@ def _aligned(cell: str, column: int, width: int) -> str:
 
 
 def _coloured(text: str, row: Row | None, stream: TextIO) -> str:
-    if row is None or row.cached or row.outcome == "not reached":
+    if row is None or row.cached or row.outcome == NOT_REACHED:
         return _painted("  " + text, _GREY, stream)
     passed = row.outcome == "passed"
     return _painted(("✓ " if passed else "✗ ") + text, _GREEN if passed else _RED, stream)
@@ -97,7 +98,7 @@ def page(rows: Sequence[Row], heading: str) -> str:
 
 
 def _html_row(row: Row) -> str:
-    kind = "same" if row.cached else {"passed": "good", "not reached": "same"}.get(row.outcome, "bad")
+    kind = "same" if row.cached else {"passed": "good", NOT_REACHED: "same"}.get(row.outcome, "bad")
     line = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
     texts = [row.sentence, *(f"⚠ {warning}" for warning in row.warnings)]
     below = "<br>".join(html.escape(text) for text in texts if text)

@@ -94,8 +94,10 @@ class Scan:
     """Which findings stop an image."""
 
     fail_on: tuple[str, ...] = option(choices=SEVERITIES)
+    fail_on_licenses: tuple[str, ...] = option(choices=SEVERITIES)
     ignore_file: str = option()
     database: str = option()
+    database_age_days: Bound = option()
     timeout_s: float = option(low=1, high=86_400)
 
 

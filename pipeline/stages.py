@@ -105,8 +105,9 @@ class Stage:
 
     `function` is the dotted name of what the runner calls. `reads` are outputs of other stages; CHAMPION
     may be absent. `gates` are stages that must have passed before, whose outputs are not read. `settings`
-    are the parts of pipeline.yaml that the stage reads, `files` what it reads of the repository beside the
-    import closure of its function (`settings:NAME` is the file that a setting names); both are in its key, as is the kind of accelerator with `hardware`.
+    are the parts of pipeline.yaml that the stage reads, `files` what it reads of the repository beside
+    the import closure of its function (`settings:NAME` is the file that a setting names); both are in its
+    key, as is the kind of accelerator with `hardware`.
     `alive` is the dotted name of a function that says why a passed stage no longer holds (None: it does),
     for stages whose result is a running server. `channel` is what it feeds once it passed; `deploys` says
     that it starts or switches versions. The rest is for CI: who may run it, and where.

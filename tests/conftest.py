@@ -27,3 +27,9 @@ def _hermetic(request, monkeypatch):
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture
+def settings_text() -> str:
+    """A settings file for tests: it stays the same when the repository's own is edited."""
+    return (ROOT / "tests" / "settings.yaml").read_text()

@@ -1,0 +1,241 @@
+"""Approvals, going back, the closing table, and what each CI vendor says."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+
+from pipeline import approval, ci, operate, report
+from pipeline.errors import GateRefused, SettingsError
+from pipeline.runner import Row, needed, refuse_unprotected
+from pipeline.settings import Bound
+from pipeline.stages import BY_NAME, Decided, Outcome
+from pipeline.store import Entry, open_store
+from tests.support import context
+
+A, B, C = ("sha256:" + letter * 64 for letter in "abc")
+
+
+def entry(image, version, why="promote", at="2026-01-01T00:00:00Z", left="") -> Entry:
+    return Entry(image, version, "m", "s", "p", "ann", at, why, "e" * 64, left)
+
+
+@pytest.mark.parametrize(
+    ("history", "goal"),
+    [
+        ([entry(A, 1), entry(B, 2)], 1),
+        ([entry(A, 1), entry(B, 2), entry(C, 3)], 2),
+        ([entry(A, 1), entry(B, 2), entry(C, 3), entry(B, 2, "rollback")], 1),
+        ([entry(A, 1), entry(B, 2), entry(A, 1)], 2),
+        ([entry(A, 1), entry(A, 1), entry(B, 2), entry(B, 2)], 1),
+    ],
+)
+def test_rollback_goes_to_what_served_before_the_live_version_was_let_in(history, goal):
+    assert operate.earlier(tuple(history), None).version == goal
+
+
+@pytest.mark.parametrize("history", [[], [entry(A, 1)], [entry(A, 1), entry(B, 2), entry(A, 1, "rollback")]])
+def test_rollback_never_returns_to_the_version_that_was_left(history):
+    with pytest.raises(GateRefused, match=r"nothing to go back to|no version before"):
+        operate.earlier(tuple(history), None)
+
+
+def test_rollback_to_a_named_version_takes_that_one_and_no_unknown_one():
+    history = (entry(A, 1), entry(B, 2), entry(C, 3))
+    assert operate.earlier(history, 1).version == 1
+    with pytest.raises(SettingsError, match=r"v7 never was in production. These were: v1, v2, v3"):
+        operate.earlier(history, 7)
+    with pytest.raises(SettingsError, match="serves now"):
+        operate.earlier(history, 3)
+
+
+@pytest.mark.parametrize(
+    ("moment", "live"),
+    [
+        ("2026-01-15", [1]),
+        ("2026-02-15T12:00:00Z", [2]),
+        ("2025-12-31", []),
+        ("2026-02-01T01:00:00+02:00", [1]),
+    ],
+)
+def test_history_tells_what_was_live_at_a_time(moment, live):
+    entries = [entry(B, 2, at="2026-02-01T00:00:00.000Z"), entry(A, 1, at="2026-01-01T00:00:00.000Z")]
+    assert [found.version for found in operate.live_at(entries, moment)] == live
+
+
+def test_a_time_that_is_none_is_refused():
+    with pytest.raises(SettingsError, match="yesterday"):
+        operate.live_at([], "yesterday")
+
+
+# Approval --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def approving(tmp_path):
+    """A context for the approval of image A, with a store of its own, and that store."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "published.json").write_text(json.dumps({"digest": A, "version": 1}))
+    made = context(tmp_path, {"publish/published": folder}, {"store": f"file:{tmp_path}/store"})
+    made = dataclasses.replace(made, root=tmp_path)
+    return made, open_store(made.settings.store, tmp_path)
+
+
+def test_a_laptop_approves_for_its_local_target_and_says_so(approving):
+    made, _ = approving
+    result = approval.approve(made)
+    assert result.outcome is Outcome.PASSED
+    assert "automatically" in result.sentence
+    kept = json.loads((made.out / "approval" / "approval.json").read_text())
+    assert (kept["digest"], kept["automatic"], kept["by"]) == (A, True, made.facts.actor)
+
+
+def test_a_version_that_a_person_rolled_back_waits_for_a_person(approving):
+    made, store = approving
+    channel = store.append(store.channel("production"), entry(A, 1))
+    store.append(channel, entry(B, 2, "rollback", "2026-03-01T00:00:00.000Z", left=A))
+    result = approval.approve(made)
+    assert result.outcome is Outcome.FAILED
+    assert "was rolled back by ann" in result.sentence
+    assert not (made.out / "approval").exists()
+    by_name = dataclasses.replace(made, facts=dataclasses.replace(made.facts, approving=True))
+    assert approval.approve(by_name).outcome is Outcome.PASSED
+
+
+def test_a_rollback_withdraws_the_approvals_before_it_and_none_after(approving):
+    made, store = approving
+    folder = made.out / "approval"
+    folder.mkdir()
+    made = dataclasses.replace(made, inputs={"approve/approval": folder})
+    (folder / "approval.json").write_text(json.dumps({"digest": A, "at": "2026-02-01T00:00:00.000Z"}))
+    assert approval.withdrawn(made) is None
+    channel = store.append(store.channel("production"), entry(A, 1))
+    store.append(channel, entry(B, 2, "rollback", "2026-03-01T00:00:00.000Z", left=A))
+    assert "ann rolled it back" in approval.withdrawn(made)
+    (folder / "approval.json").write_text(json.dumps({"digest": A, "at": "2026-04-01T00:00:00.000Z"}))
+    assert approval.withdrawn(made) is None
+
+
+# The table -------------------------------------------------------------------------------------------------
+
+ROWS = [
+    Row("check", "passed", True, 9.0, "fine", None, "f" * 64),
+    Row(
+        "evaluate",
+        "failed",
+        False,
+        1.23,
+        "accuracy <low>",
+        Decided("accuracy", 0.9, Bound(at_least=0.95)),
+        exit_code=3,
+    ),
+    Row("scan", "passed", False, 0.5, "ok", warnings=("vulnerabilities not scanned",)),
+]
+
+
+def test_the_table_shows_the_number_its_bound_the_seconds_and_the_digest():
+    stream = io.StringIO()
+    report.table([*ROWS, *report.skipped(ROWS, ["check", "promote"])], stream)
+    lines = stream.getvalue().splitlines()
+    assert lines[1].split() == ["check", "unchanged", "sha256:ffffffffffff"]
+    assert lines[2].split() == ["✗", "evaluate", "failed", "accuracy", "0.9", ">=", "0.95", "1.2"]
+    assert lines[4].split() == ["promote", "not", "reached"]
+    assert "! scan: vulnerabilities not scanned" in lines[5]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_the_page_escapes_what_stages_say_and_holds_every_row():
+    text = report.page(ROWS, "digits & co")
+    assert "accuracy &lt;low&gt;" in text
+    assert "digits &amp; co" in text
+    assert text.count('class="says"') == len(ROWS)
+
+
+def test_the_report_is_written_for_programs_too(tmp_path):
+    report.write(tmp_path / "report", ROWS, "digits")
+    stages = json.loads((tmp_path / "report" / "report.json").read_text())["stages"]
+    assert [(row["stage"], row["outcome"]) for row in stages] == [
+        ("check", "passed"),
+        ("evaluate", "failed"),
+        ("scan", "passed"),
+    ]
+
+
+def test_the_job_summary_is_a_markdown_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    report.write(tmp_path / "report", ROWS, "digits")
+    assert "| evaluate | failed | accuracy 0.9 | >= 0.95 | 1.2 |" in (tmp_path / "summary").read_text()
+
+
+# CI --------------------------------------------------------------------------------------------------------
+
+GITLAB_MAIN = {"GITLAB_CI": "true", "CI_COMMIT_REF_PROTECTED": "true"}
+GITLAB_MR = {
+    "GITLAB_CI": "true",
+    "CI_COMMIT_REF_PROTECTED": "false",
+    "CI_PIPELINE_SOURCE": "merge_request_event",
+}
+GITHUB_MAIN = {"GITHUB_ACTIONS": "true", "GITHUB_REF_PROTECTED": "true", "GITHUB_EVENT_NAME": "push"}
+GITHUB_PR = {"GITHUB_ACTIONS": "true", "GITHUB_REF_PROTECTED": "false", "GITHUB_EVENT_NAME": "pull_request"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "vendor", "protected", "merge_request"),
+    [
+        ({}, "laptop", False, False),
+        ({"CI_COMMIT_REF_PROTECTED": "true"}, "laptop", False, False),
+        (GITLAB_MAIN, "gitlab", True, False),
+        (GITLAB_MR, "gitlab", False, True),
+        (GITHUB_MAIN, "github", True, False),
+        (GITHUB_PR, "github", False, True),
+    ],
+)
+def test_each_vendor_is_known_by_its_own_variables(environ, vendor, protected, merge_request):
+    assert ci.vendor(environ) == vendor
+    assert ci.is_protected(environ) is protected
+    assert ci.is_merge_request(environ) is merge_request
+
+
+@pytest.mark.parametrize(
+    ("environ", "stages", "refused"),
+    [
+        ({}, set(BY_NAME), None),
+        (GITLAB_MAIN, set(BY_NAME), None),
+        (GITHUB_MAIN, set(BY_NAME), None),
+        (GITLAB_MR, {"check", "data", "train", "evaluate", "export"}, None),
+        (GITHUB_PR, {"publish"}, "publish"),
+        (GITLAB_MR, {"train", "promote"}, "promote"),
+        ({"GITLAB_CI": "true"}, {"train"}, "train"),
+        ({"GITHUB_ACTIONS": "true"}, {"check", "data", "evaluate"}, None),
+    ],
+)
+def test_only_protected_refs_train_publish_or_deploy(monkeypatch, environ, stages, refused):
+    for name in {**GITLAB_MR, **GITHUB_PR}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    if refused is None:
+        refuse_unprotected(stages)
+        return
+    with pytest.raises(GateRefused, match=f"^{refused}: only a protected ref") as caught:
+        refuse_unprotected(stages)
+    assert caught.value.exit_code == 3
+
+
+def test_a_stage_brings_what_it_needs_in_the_tables_order():
+    assert needed(["evaluate"]) == ["check", "data", "train", "evaluate"]
+    assert needed(["promote"]) == list(BY_NAME)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:token@git.example/a/b.git", "https://git.example/a/b.git"),
+        ("git@git.example:a/b.git", "git@git.example:a/b.git"),
+        ("", ""),
+    ],
+)
+def test_a_remote_is_recorded_without_its_password(url, shown):
+    assert ci._without_password(url) == shown

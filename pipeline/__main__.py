@@ -113,7 +113,7 @@ def _closing_words(runner: Runner, wanted: Sequence[str]) -> None:
     """One sentence: whether anything had to be done, and where production answers."""
     settings = runner.settings
     if all(row.cached for row in runner.rows):
-        print(f"Nothing to do: {len(wanted)} stages hold for these inputs.", file=sys.stderr)
+        print(f"Nothing to do: all that was asked ({len(wanted)}) holds for these inputs.", file=sys.stderr)
     if "promote" in wanted:
         live = runner.store.channel("production").live
         address = settings.target.address

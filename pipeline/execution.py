@@ -69,7 +69,7 @@ class Executor:
         no result. Raises that error again.
         """
         started, clock = now(), time.monotonic()
-        out = self.paths.build / f".{work.stage.name}.partial"
+        out = self.paths.build / ".work" / work.stage.name
         result = self._call(work, out)
         outputs = self._keep(work.stage, out, result)
         made = self._record(work, result, outputs, started, time.monotonic() - clock)
@@ -80,7 +80,7 @@ class Executor:
 
     def _call(self, work: Work, out: Path) -> Result:
         """The child process: task in, result out. What outlasts a kill lies in `.tidegate/work`, by key."""
-        task_path = self.paths.build / f".{work.stage.name}.task.json"
+        task_path = self.paths.build / ".work" / f"{work.stage.name}.json"
         lasting = self.paths.state / "work" / f"{work.stage.name}-{work.key[:16]}"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)

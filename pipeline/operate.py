@@ -60,9 +60,8 @@ def print_history(entries: list[Entry]) -> None:
     if not entries:
         print("nothing was ever let in")
     for entry in entries:
-        print(
-            f"{entry.at}  v{entry.version:<3} {entry.image[:19]}  {entry.why:<8}  {entry.by}  record {entry.evidence[:12]}"
-        )
+        made = f"{entry.image[:19]}  {entry.why:<8}  {entry.by}  record {entry.evidence[:12]}"
+        print(f"{entry.at}  v{entry.version:<3} {made}")
 
 
 def down(runner: Runner) -> list[str]:

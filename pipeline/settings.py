@@ -78,6 +78,7 @@ class Export:
     """What the SavedModel carries beside the graph."""
 
     warmup_requests: int = option(low=0, high=1000)
+    signature_may_change: bool = option()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def place(tree_digest: str, folder: Path, store: FileStore, digests: Digests) ->
         if digests.tree(folder).digest == tree_digest:
             return folder
     tree = Tree.parse(store.fetch_bytes(tree_digest))
-    partial = folder.with_name(f".{folder.name}.restore")
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for leaf in tree.leaves:

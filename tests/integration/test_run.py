@@ -1,0 +1,100 @@
+"""The door to other programs: real programs, started, timed out, killed, left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from pipeline import run
+from pipeline.errors import ProgramFailed
+
+
+def gone(pid: int, within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if run._born(pid) == 0:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_output_input_and_exit_status_come_back():
+    done = run.run(["sh", "-c", "cat; echo err >&2; exit 3"], stdin="hello", timeout_s=10, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "hello", "err\n")
+
+
+def test_a_failure_shows_the_end_of_what_the_program_said():
+    with pytest.raises(ProgramFailed, match=r"sh failed with exit status 4: the reason") as caught:
+        run.run(["sh", "-c", "echo the reason >&2; exit 4"], timeout_s=10)
+    assert caught.value.exit_code == 5
+
+
+def test_an_absent_program_is_named_with_a_remedy():
+    with pytest.raises(ProgramFailed, match=r"no-such-program is not on PATH. make setup"):
+        run.run(["no-such-program"], timeout_s=10)
+
+
+def test_a_hanging_program_is_stopped_with_all_its_children(tmp_path):
+    pids = tmp_path / "pids"
+    with pytest.raises(ProgramFailed, match="did not end within"):
+        run.run(["sh", "-c", f"sleep 60 & echo $! > {pids}; wait"], timeout_s=0.5)
+    assert gone(int(pids.read_text()))
+
+
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_QUIT_GRACE_S", 0.2)
+    pids = tmp_path / "pid"
+    with pytest.raises(ProgramFailed):
+        run.run(["sh", "-c", f"trap '' TERM; echo $$ > {pids}; while :; do sleep 0.05; done"], timeout_s=0.5)
+    assert gone(int(pids.read_text()))
+
+
+def test_a_flood_on_both_pipes_does_not_hang():
+    script = "import sys; sys.stdout.write('o' * 3_000_000); sys.stderr.write('e' * 3_000_000)"
+    done = run.run([sys.executable, "-c", script], timeout_s=30)
+    assert (len(done.stdout), len(done.stderr)) == (3_000_000, 3_000_000)
+
+
+def test_the_locked_environment_comes_before_path():
+    assert run.find("python") == os.path.join(os.path.dirname(sys.executable), "python")
+
+
+def test_a_server_outlives_the_process_that_started_it(tmp_path):
+    script = f"""
+        from pathlib import Path
+        from pipeline import run
+        started = run.start(["sh", "-c", "echo begun; sleep 60"], log=Path("{tmp_path}/log"))
+        print(started.pid, started.born)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    server = run.Process(*map(int, done.stdout.split()))
+    assert server.alive()
+    assert os.getpgid(server.pid) == server.pid
+    server.stop(grace_s=2)
+    assert gone(server.pid)
+    assert (tmp_path / "log").read_text() == "begun\n"
+
+
+def test_a_process_id_that_was_used_again_is_not_taken_for_the_old_process():
+    assert run.Process(os.getpid(), run._born(os.getpid())).alive()
+    assert not run.Process(os.getpid(), 1).alive()
+
+
+def test_ctrl_c_ends_an_attended_program_and_what_it_started(tmp_path):
+    pids = tmp_path / "pids"
+    script = f"""
+        from pipeline import run
+        run.attend(["sh", "-c", "sleep 60 & echo $! $$ > {pids}; wait"], timeout_s=60)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)
+    while not (pids.exists() and pids.read_text().endswith("\n")):
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(10) != 0
+    assert all(gone(int(pid)) for pid in pids.read_text().split())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_flood_on_both_pipes_does_not_hang():
 
 
 def test_the_locked_environment_comes_before_path():
-    assert run.find("python") == os.path.join(os.path.dirname(sys.executable), "python")
+    assert run.find("python") == str(Path(sys.executable).parent / "python")
 
 
 def test_a_server_outlives_the_process_that_started_it(tmp_path):

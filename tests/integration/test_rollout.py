@@ -1,0 +1,330 @@
+"""Canary, promotion and rollback with a real Envoy in front of fake model servers."""
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import support
+import support_server as fake
+
+from deploy import rollout, standing, targets
+from deploy.environment import read
+from deploy.load import Load, bodies
+from pipeline.errors import ProgramFailed
+from pipeline.run import Process
+from pipeline.stages import Outcome
+
+
+class World:
+    """One state folder, and the stages as the runner calls them."""
+
+    def __init__(self, tmp_path: Path):
+        self.tmp_path = tmp_path
+        self.rows = fake.rows(tmp_path)
+        self.changes = dict(fake.QUICK)
+        self.count = 0
+
+    def inputs(self, published: Path, **more) -> dict:
+        return {"publish/published": published, "data/rows": self.rows, **more}
+
+    def context(self, published: Path, **more):
+        """A context with an `out` of its own, and the state folder that all share."""
+        self.count += 1
+        made = support.context(self.tmp_path, self.inputs(published, **more), self.changes)
+        object.__setattr__(made, "out", self.tmp_path / f"out-{self.count}")
+        return made
+
+    def canary(self, published: Path):
+        context = self.context(published)
+        return rollout.canary(context), context.out / "evidence"
+
+    def release(self, published: Path):
+        """Canary and promotion, both of which must pass; the evidence of the canary."""
+        result, evidence = self.canary(published)
+        assert result.outcome is Outcome.PASSED, result.sentence
+        promoted = rollout.promote(self.context(published, **{"canary/evidence": evidence}))
+        assert promoted.outcome is Outcome.PASSED
+        return evidence
+
+    @property
+    def state(self) -> Path:
+        return self.tmp_path / "state"
+
+    def rows_of(self, name="production") -> list[dict]:
+        return [row for row in targets.look(support.settings(self.changes), self.state) if row["environment"] == name]
+
+    def by_role(self) -> dict[str, dict]:
+        return {row["role"]: row for row in self.rows_of()}
+
+    def why_not(self, published: Path):
+        return standing.not_in_production(self.context(published))
+
+    def client(self, rps: float = 100) -> Load:
+        """A client of production that must not notice anything."""
+        requests = bodies(self.rows / "test_features.npy")
+        return Load("127.0.0.1:20311", "/v1/models/digits:predict", requests, rps)
+
+    def start_canary(self, published: Path):
+        return support.start_stage(
+            "support_server.canary",
+            self.tmp_path,
+            {**self.inputs(published)},
+            self.changes,
+            env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+
+
+@pytest.fixture
+def world(tmp_path):
+    fake.use_fakes()
+    made = World(tmp_path)
+    yield made
+    targets.down(support.settings(made.changes), made.state)
+
+
+def until(condition, patience_s=20.0):
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.02)
+    return value
+
+
+def test_first_version_is_judged_alone_and_promoted_in_its_own_process(world):
+    first = fake.publish(world.tmp_path, 1)
+    assert world.why_not(first) == "production is not running"
+    evidence = world.release(first)
+    said = json.loads((evidence / "canary.json").read_text())
+    assert said["stable"] is None
+    assert [step["share"] for step in said["steps"]] == [100]
+    stable = world.by_role()["stable"]
+    assert stable["pid"] == said["candidate"]["pid"]
+    assert stable["weight"] == 100
+    assert world.why_not(first) is None
+
+
+def test_second_version_walks_the_steps_is_promoted_and_rolled_back_while_clients_notice_nothing(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    old = world.by_role()["stable"]
+    with world.client() as client:
+        result, evidence = world.canary(second)
+        assert result.outcome is Outcome.PASSED, result.sentence
+        said = json.loads((evidence / "canary.json").read_text())
+        assert [step["share"] for step in said["steps"]] == [10, 50]
+        assert {role: row["weight"] for role, row in world.by_role().items()} == {"stable": 50, "candidate": 50}
+        assert world.why_not(first) == "production's version 1 has 50 % of the traffic"
+
+        promoted = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
+        now = world.by_role()
+        assert now["stable"]["pid"] == said["candidate"]["pid"]
+        assert now["previous"]["pid"] == old["pid"]
+        assert (now["stable"]["weight"], now["previous"]["weight"]) == (100, 0)
+        assert world.why_not(second) is None
+
+        again = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
+        assert again.outcome is Outcome.PASSED
+        assert world.by_role()["stable"]["pid"] == said["candidate"]["pid"]
+
+        back = rollout.rollback(world.context(first))
+        assert world.by_role()["stable"]["pid"] == old["pid"]
+        assert world.by_role()["previous"]["pid"] == said["candidate"]["pid"]
+    told = client.told()
+    assert told.failed == 0
+    assert told.sent > 200
+    assert back.numbers["switch_s"] < 1
+    print(f"promotion {1000 * promoted.numbers['switch_s']:.0f} ms, rollback {1000 * back.numbers['switch_s']:.0f} ms")
+
+
+def test_only_one_version_is_kept_warm(world):
+    for number in (1, 2, 3):
+        world.release(fake.publish(world.tmp_path, number))
+    rows = world.rows_of()
+    assert {row["role"]: row["version"] for row in rows} == {"stable": 3, "previous": 2}
+    assert len(list((world.state / "run" / "models").iterdir())) == 2
+
+
+def test_rollback_to_a_version_that_is_no_longer_warm_starts_it_while_the_present_one_serves(world):
+    published = [fake.publish(world.tmp_path, number) for number in (1, 2, 3)]
+    for one in published:
+        world.release(one)
+    with world.client() as client:
+        result = rollout.rollback(world.context(published[0]))
+    assert result.outcome is Outcome.PASSED
+    assert client.told().failed == 0
+    assert {row["role"]: row["version"] for row in world.rows_of()} == {"stable": 1, "previous": 3}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reason"),
+    [
+        ({"error_rate": 0.3}, "requests failed"),
+        ({"error_rate": 0.3, "status": 503}, "requests failed"),
+        ({"error_rate": 0.3, "status": 400}, "extra error rate"),
+        ({"latency_s": 0.3}, "extra slow rate"),
+    ],
+)
+def test_worse_version_is_rolled_back_by_itself(world, knobs, reason):
+    first, worse = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2, **knobs)
+    world.release(first)
+    result, evidence = world.canary(worse)
+    assert result.outcome is Outcome.FAILED
+    assert reason in result.sentence
+    said = json.loads((evidence / "canary.json").read_text())
+    assert len(said["steps"]) == 1
+    assert world.why_not(first) is None
+    assert [row["role"] for row in world.rows_of()] == ["stable"]
+    assert not Process(said["candidate"]["pid"], said["candidate"]["born"]).alive()
+
+
+def test_first_version_that_fails_is_stopped(world):
+    result, _ = world.canary(fake.publish(world.tmp_path, 1, error_rate=0.5))
+    assert result.outcome is Outcome.FAILED
+    assert world.rows_of() == []
+
+
+def test_canary_without_requests_holds_and_goes_back(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    world.changes |= {"canary.load_rps": 0, "canary.step_timeout_s": 1}
+    result, _ = world.canary(second)
+    assert result.outcome is Outcome.NO_DATA
+    assert "0 of 20 requests" in result.sentence
+    assert world.why_not(first) is None
+    assert [row["role"] for row in world.rows_of()] == ["stable"]
+
+
+def test_version_that_serves_already_is_measured_and_keeps_its_process(world):
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    pid = world.by_role()["stable"]["pid"]
+    result, evidence = world.canary(first)
+    assert result.outcome is Outcome.PASSED
+    assert result.numbers["requests"] >= 20
+    assert world.by_role()["stable"]["pid"] == pid
+    assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
+    assert world.by_role()["stable"]["pid"] == pid
+
+
+def test_candidate_that_is_killed_under_load_loses_no_request_and_is_rolled_back(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    world.changes |= {"canary.step_s": 30, "canary.steps": [50], "canary.load_rps": 300}
+    with world.client(rps=200) as client:
+        killer = threading.Thread(target=_kill_candidate, args=(world,))
+        killer.start()
+        result, evidence = world.canary(second)
+        killer.join()
+    said = json.loads((evidence / "canary.json").read_text())
+    told = client.told()
+    print(f"own client: {told.sent} sent, {told.failed} lost; load: {said['clients']}")
+    assert result.outcome is Outcome.FAILED
+    assert "has ended" in result.sentence
+    assert told.failed == 0
+    assert said["clients"]["failed"] == 0
+    assert world.why_not(first) is None
+
+
+def test_candidate_that_dies_by_itself_is_seen_though_clients_are_rescued(world):
+    world.release(fake.publish(world.tmp_path, 1))
+    result, evidence = world.canary(fake.publish(world.tmp_path, 2, die_after=10))
+    assert result.outcome is Outcome.FAILED
+    assert json.loads((evidence / "canary.json").read_text())["clients"]["failed"] == 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_canary_that_is_stopped_midway_leaves_traffic_as_it_was(world, sign):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    world.changes |= {"canary.step_s": 60, "canary.step_timeout_s": 90}
+    child = world.start_canary(second)
+    try:
+        until(lambda: world.by_role().get("candidate", {}).get("weight") == 10)
+        pid = world.by_role()["candidate"]["pid"]
+        began = time.monotonic()
+        child.send_signal(sign)
+        child.wait(10)
+        took_s = time.monotonic() - began
+    finally:
+        child.kill()
+        child.communicate()
+    if sign == signal.SIGTERM:
+        assert took_s < 4, "the runner waits five seconds before it kills"
+        assert world.why_not(first) is None
+    else:
+        assert world.why_not(first) == "production's version 1 has 90 % of the traffic"
+    world.changes |= {"canary.step_s": 0.5}
+    assert world.release(second)
+    assert world.by_role()["stable"]["version"] == 2
+    assert pid not in {row["pid"] for row in world.rows_of()}
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_canary_killed_while_its_version_starts_leaves_no_process_behind_the_next(world):
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    child = world.start_canary(fake.publish(world.tmp_path, 2, never_ready=True))
+    try:
+        pid = until(lambda: world.by_role().get("candidate"))["pid"]
+    finally:
+        child.kill()
+        child.communicate()
+    assert Path(f"/proc/{pid}").exists()
+    world.release(fake.publish(world.tmp_path, 3))
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    _, evidence = world.canary(second)
+    judged = world.by_role()["candidate"]["pid"]
+    _kill(judged)
+    result = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
+    assert "started again" in result.sentence
+    assert world.by_role()["stable"]["pid"] != judged
+    assert world.why_not(second) is None
+
+
+def test_dead_router_is_replaced_in_front_of_the_same_versions(world):
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    pid = world.by_role()["stable"]["pid"]
+    _kill(read(world.state, "production").router.process.pid)
+    assert "router" in world.why_not(first)
+    assert rollout.promote(world.context(first)).outcome is Outcome.PASSED
+    assert world.by_role()["stable"]["pid"] == pid
+    assert world.why_not(first) is None
+
+
+def test_router_that_dies_mid_canary_is_an_error_and_leaves_no_candidate(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    world.changes |= {"canary.step_s": 30}
+    threading.Thread(target=_kill_router_midway, args=(world,)).start()
+    with pytest.raises(ProgramFailed, match="does not answer"):
+        world.canary(second)
+    assert [row["role"] for row in world.rows_of()] == ["stable"]
+    world.changes |= {"canary.step_s": 0.5}
+    world.release(second)
+
+
+def _kill(pid: int) -> None:
+    import os
+
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def _kill_candidate(world) -> None:
+    until(lambda: (world.by_role().get("candidate") or {}).get("requests") or 0 > 50)
+    time.sleep(0.5)
+    _kill(world.by_role()["candidate"]["pid"])
+
+
+def _kill_router_midway(world) -> None:
+    until(lambda: (world.by_role().get("candidate") or {}).get("requests"))
+    _kill(read(world.state, "production").router.process.pid)

@@ -1,0 +1,234 @@
+"""A tiny model server with knobs, and what tests of deployments share.
+
+As a program it takes TF Serving's options and answers status and predict over REST, and predict as
+JSON over gRPC. Its knobs lie in the model's folder (`knobs.json`), where `publish` put them.
+With `client` as its first argument it is the gRPC client.
+"""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from concurrent import futures
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PORTS = {
+    "staging.rest_port": 20301,
+    "staging.grpc_port": 20300,
+    "production.rest_port": 20311,
+    "production.grpc_port": 20310,
+}
+QUICK = {
+    **PORTS,
+    "target.ready_timeout_s": 20,
+    "target.drain_s": 2,
+    "canary.step_s": 0.5,
+    "canary.step_timeout_s": 20,
+    "canary.requests_at_least": 20,
+    "canary.load_rps": 200,
+    "staging.golden_requests": 16,
+}
+_METHOD = "/tensorflow.serving.PredictionService/Predict"
+
+
+def answer(row) -> list[float]:
+    """The probabilities that every fake version gives to a row."""
+    total = int(sum(sum(line) for line in row))
+    return [1.0 if k == total % 10 else 0.0 for k in range(10)]
+
+
+# --- the server ---------------------------------------------------------------------------------------
+
+
+class Model:
+    """The fake version: knobs latency_s, error_rate, status (of an error), die_after, wrong_by."""
+
+    def __init__(self, folder: Path):
+        self.version = int(folder.name)
+        self.knobs = json.loads((folder / "knobs.json").read_text())
+        self.random = random.Random(1)
+        self.asked = 0
+        self.lock = threading.Lock()
+
+    def predict(self, body: bytes) -> tuple[int, dict]:
+        with self.lock:
+            self.asked += 1
+            fails = self.random.random() < self.knobs.get("error_rate", 0)
+        if self.asked > self.knobs.get("die_after", float("inf")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.knobs.get("latency_s", 0))
+        if fails:
+            return self.knobs.get("status", 500), {"error": "as told"}
+        rows = json.loads(body)["instances"]
+        wrong = self.knobs.get("wrong_by", 0)
+        return 200, {
+            "predictions": [
+                {"probabilities": [p + wrong for p in answer(row)], "class": 0, "version": self.version}
+                for row in rows
+            ]
+        }
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """The two routes that deployments ask."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self):
+        name, model = self.server.name, self.server.model
+        state = {"version": str(model.version), "state": "AVAILABLE", "status": {"error_code": "OK"}}
+        found = self.path == f"/v1/models/{name}"
+        self.say(200 if found else 404, {"model_version_status": [state]} if found else {"error": "unknown"})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.say(*self.server.model.predict(body))
+
+    def say(self, status: int, document: dict) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers for one model."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def serve(argv: list[str]) -> None:
+    """Runs the fake server until SIGTERM."""
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in argv)
+    (folder,) = Path(options["model_base_path"]).iterdir()
+    model = Model(folder)
+    print(f"fake server, version {model.version}, {model.knobs}", flush=True)
+    if "exit" in model.knobs:
+        print("cannot load the model: as told", flush=True)
+        sys.exit(model.knobs["exit"])
+    if model.knobs.get("never_ready"):
+        time.sleep(600)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    server = Server((options["address"], int(options["rest_api_port"])), Handler)
+    server.name, server.model = options["model_name"], model
+    _serve_grpc(options, model)
+    server.serve_forever()
+
+
+def _serve_grpc(options: dict, model: Model) -> None:
+    import grpc
+
+    def predict(body, context):
+        status, document = model.predict(body)
+        if status != 200:
+            context.abort(grpc.StatusCode.INTERNAL, "as told")
+        return json.dumps(document).encode()
+
+    class Methods(grpc.GenericRpcHandler):
+        def service(self, details):
+            return grpc.unary_unary_rpc_method_handler(predict) if details.method == _METHOD else None
+
+    server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[Methods()])
+    server.add_insecure_port(f"{options['address']}:{options['port']}")
+    server.start()
+    model.grpc = server  # lives as long as the model
+
+
+# --- the client ---------------------------------------------------------------------------------------
+
+
+def grpc_predict(address: str, body: bytes, channel=None) -> dict:
+    """One prediction over gRPC."""
+    import grpc
+
+    with contextlib.nullcontext(channel) if channel else grpc.insecure_channel(address) as used:
+        return json.loads(used.unary_unary(_METHOD)(body, timeout=10, wait_for_ready=True))
+
+
+def client(argv: list[str]) -> None:
+    """The stand-in for `python -m serve.client`."""
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in argv)
+    print(json.dumps(grpc_predict(options["server"], sys.stdin.read().encode())))
+
+
+# --- what tests share ---------------------------------------------------------------------------------
+
+
+def publish(tmp_path: Path, number: int, **knobs) -> Path:
+    """Publishes a fake version: the folder that the stages read as `publish/published`."""
+    registry = tmp_path / "registry"
+    registry.mkdir(parents=True, exist_ok=True)
+    digest = "sha256:" + hashlib.sha256(f"{number} {sorted(knobs.items())}".encode()).hexdigest()
+    (registry / digest).write_text(json.dumps(knobs))
+    folder = tmp_path / f"published-{number}"
+    folder.mkdir(exist_ok=True)
+    said = {"registry": f"oci:{registry}", "digest": digest, "version": number, "tags": [], "reference": ""}
+    (folder / "published.json").write_text(json.dumps(said))
+    return folder
+
+
+def unpack(registry: str, digest: str, into: Path) -> None:
+    """The stand-in for `deploy.oci.unpack`."""
+    model = into / "models" / "digits" / "1"
+    model.mkdir(parents=True)
+    (model / "knobs.json").write_bytes((Path(registry.removeprefix("oci:")) / digest).read_bytes())
+
+
+def rows(tmp_path: Path) -> Path:
+    """The folder that the stages read as `data/rows`."""
+    import numpy
+
+    folder = tmp_path / "rows"
+    folder.mkdir(exist_ok=True)
+    features = numpy.random.default_rng(1).integers(0, 17, (40, 8, 8)).astype("float32")
+    numpy.save(folder / "test_features.npy", features)
+    return folder
+
+
+def predictions(tmp_path: Path) -> Path:
+    """The folder that the stages read as `evaluate/predictions`."""
+    import numpy
+
+    folder = tmp_path / "predictions"
+    folder.mkdir(exist_ok=True)
+    features = numpy.load(rows(tmp_path) / "test_features.npy")
+    numpy.save(folder / "probabilities.npy", numpy.array([answer(row) for row in features], "float32"))
+    return folder
+
+
+def use_fakes() -> None:
+    """From here on the local target starts this server, and staging asks it with this client."""
+    import functools
+
+    from deploy import smoke, targets
+    from deploy.targets.local import Local
+
+    me = (sys.executable, str(Path(__file__).resolve()))
+    targets.TARGETS["local"] = functools.partial(Local, server=me, unpack=unpack)
+    smoke.GRPC_CLIENT = (*me, "client")
+
+
+def canary(context):
+    """The stage canary with fakes, for a process of its own: `support_server.canary`."""
+    use_fakes()
+    from deploy import rollout
+
+    return rollout.canary(context)
+
+
+if __name__ == "__main__":
+    client(sys.argv[2:]) if sys.argv[1] == "client" else serve(sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 from pipeline import errors
 from pipeline.errors import SettingsError, TidegateError
 from pipeline.execution import Paths
-from pipeline.runner import Runner, needed
-from pipeline.stages import BY_NAME, STAGES
+from pipeline.runner import Plan, Runner, needed
+from pipeline.stages import BY_NAME
 
 _INTERRUPTED = 130
 _EXIT_CODES = """exit codes: 0 done, 1 a bug, 2 settings or usage, 3 a gate refused, 4 could not measure,
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         report.fault(error)
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, what was not is not used", file=sys.stderr)
         return _INTERRUPTED
@@ -139,42 +143,54 @@ def _known(names: Sequence[str]) -> list[str]:
 
 def _plan(_, paths: Paths) -> int:
     runner = Runner.open(paths)
-    for stage in STAGES:
-        plan = runner.plan(stage) if all(name in runner.done for name in stage.needs) else None
-        if plan is None:
-            print(f"{stage.name:<9} waits for {', '.join(n for n in stage.needs if n not in runner.done)}")
-        elif plan.why:
-            print(f"{stage.name:<9} runs: {'; '.join(plan.why)}")
-        else:
-            print(f"{stage.name:<9} holds, since {plan.hit.finished}")
-            runner.done[stage.name] = plan.hit
-    runner.digests.save()
+    for stage, plan, waits in _looked(runner, list(BY_NAME)):
+        print(f"{stage.name:<9} {_foreseen(plan, waits)}")
     return 0
 
 
 def _explain(arguments, paths: Paths) -> int:
     (name,) = _known([arguments.stage])
-    runner = Runner.open(paths)
-    for before in needed([name])[:-1]:
-        plan = runner.plan(BY_NAME[before])
-        if plan.hit is None:
-            print(f"{name} waits for {before}, which would run: {'; '.join(plan.why)}")
-            return 0
-        runner.done[before] = plan.hit
-    plan = runner.plan(BY_NAME[name])
-    runner.digests.save()
+    looked = _looked(Runner.open(paths), needed([name]))
+    for stage, plan, waits in looked[:-1]:
+        if waits or plan.why:
+            print(f"before it, {stage.name} {_foreseen(plan, waits)}")
+    stage, plan, waits = looked[-1]
+    if waits:
+        print(f"{name} {_foreseen(plan, waits)}")
+        return 0
     if plan.why:
-        print(f"{name} would run:")
-        print("\n".join(f"  {reason}" for reason in plan.why))
+        print("\n".join([f"{name} runs, because:", *(f"  {reason}" for reason in plan.why)]))
     else:
-        print(
-            f"{name} holds: it {plan.hit.outcome} at {plan.hit.finished} with the same inputs, key {plan.key[:12]}"
-        )
+        print(f"{name} {_foreseen(plan, waits)}")
+    print(f"its key {plan.key[:12]} is made of:")
     for group, value in plan.parts.items():
         members = value.items() if isinstance(value, dict) else [("", value)]
         for member, item in members:
-            print(f"  {group} {member}: {item}".replace(" :", ":"))
+            print(f"  {group} {member}".rstrip() + f": {item}")
     return 0
+
+
+def _looked(runner: Runner, names: Sequence[str]) -> list:
+    """Each named stage with its plan or, where outputs that it reads are not made yet, the stages that it waits for."""
+    found = []
+    for stage in (BY_NAME[name] for name in names):
+        waits = [name for name in stage.producers if name not in runner.done]
+        plan = None if waits else runner.plan(stage)
+        if plan and not plan.why:
+            runner.done[stage.name] = plan.hit
+        found.append((stage, plan, waits))
+    runner.digests.save()
+    return found
+
+
+def _foreseen(plan: Plan | None, waits: Sequence[str]) -> str:
+    """What a run would do with a stage, in a few words."""
+    if waits:
+        return f"waits for {', '.join(waits)}"
+    if not plan.why:
+        return f"holds: it passed at {plan.hit.finished} with the same inputs"
+    more = f"; and {len(plan.why) - 3} more" if len(plan.why) > 3 else ""
+    return f"runs: {'; '.join(plan.why[:3])}{more}"
 
 
 def _status(arguments, paths: Paths) -> int:

@@ -105,9 +105,12 @@ def _plain(value):
 
 
 def _hardware(settings: Settings) -> str:
-    """The kind of accelerator that training would find: the names of the GPUs, or cpu."""
-    if settings.train.accelerator == "cpu":
-        return "cpu"
+    """The kind of accelerator that training takes: as the settings say or, with auto, what this machine has.
+
+    With `gpu` it is the same on every machine, so that a CI job without one finds the record of the job with one.
+    """
+    if settings.train.accelerator != "auto":
+        return settings.train.accelerator
     found = []
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         model = [line for line in information.read_text().splitlines() if line.startswith("Model:")]

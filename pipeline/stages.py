@@ -132,10 +132,16 @@ class Stage:
     deploys: bool = False
 
     @property
+    def producers(self) -> tuple[str, ...]:
+        """The stages whose outputs it reads."""
+        named = {read.split("/")[0] for read in self.reads if read != CHAMPION}
+        return tuple(stage.name for stage in STAGES if stage.name in named)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The stages that come before, each once, in the table's order."""
-        named = {read.split("/")[0] for read in self.reads if read != CHAMPION} | set(self.gates)
-        return tuple(stage.name for stage in STAGES if stage.name in named)
+        before = {*self.producers, *self.gates}
+        return tuple(stage.name for stage in STAGES if stage.name in before)
 
 
 _TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"

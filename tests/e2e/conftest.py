@@ -1,0 +1,171 @@
+"""A clone of the repository to walk in, with ports and settings of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_CODE = ("pipeline", "train", "deploy", "serve", "bench", "scripts", "docker", ".github", "tests/__init__.py")
+_FILES = (
+    "requirements.txt",
+    "pyproject.toml",
+    "Makefile",
+    ".gitlab-ci.yml",
+    ".trivyignore.yaml",
+    ".gitignore",
+)
+
+
+class Walk:
+    """A folder with the repository's code in it, and the commands that a person types there."""
+
+    def __init__(self, folder: Path, ports: Mapping[str, int]):
+        self.folder = folder
+        self.ports = ports
+
+    def start(self, *arguments: str, **environ: str) -> subprocess.Popen:
+        """Starts `python -m pipeline ARGUMENTS` in a process group of its own."""
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("CI", "GITLAB", "GITHUB", "TIDEGATE"))
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=self.folder,
+            env={**clean, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, *arguments: str, expect: int = 0, **environ: str) -> str:
+        """Runs a command to its end; returns all that it printed."""
+        child = self.start(*arguments, **environ)
+        output, _ = child.communicate(timeout=400)
+        assert child.returncode == expect, (
+            f"{arguments} left with {child.returncode}, not {expect}:\n{output}"
+        )
+        return output
+
+    def kill_when(self, sign: signal.Signals, ready, *arguments: str) -> tuple[int, str]:
+        """Starts a command, sends a signal to it once `ready()` holds; returns its exit status and output.
+
+        SIGKILL goes to its whole group and to the stage's process, as when a machine loses power.
+        """
+        child = self.start(*arguments)
+        deadline = time.monotonic() + 300
+        while not ready() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert child.poll() is None, f"it ended before the moment came:\n{child.stdout.read()}"
+        stages = _children(child.pid)
+        child.send_signal(sign)
+        if sign == signal.SIGKILL:
+            for pid in stages:
+                os.kill(pid, signal.SIGKILL)
+        output, _ = child.communicate(timeout=60)
+        return child.returncode, output
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new))
+
+    def rows(self) -> dict[str, dict]:
+        """The closing table of the last run, by stage."""
+        report = json.loads((self.folder / "build" / "report" / "report.json").read_text())
+        return {row["stage"]: row for row in report["stages"]}
+
+    def ran(self) -> list[str]:
+        """The stages that really ran last time."""
+        return [
+            name for name, row in self.rows().items() if not row["cached"] and row["outcome"] != "not reached"
+        ]
+
+    def predict(self, rows: list, port: str = "production_rest") -> dict:
+        url = f"http://127.0.0.1:{self.ports[port]}/v1/models/digits:predict"
+        request = urllib.request.Request(url, json.dumps({"instances": rows}).encode())
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def live(self, channel: str = "production") -> dict | None:
+        return json.loads(self("status", "--json"))["channels"][channel]
+
+    def commit(self, message: str) -> None:
+        _git(self.folder, "add", "-A")
+        _git(self.folder, "commit", "-qm", message)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes whose parent is `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _git(folder: Path, *arguments: str) -> None:
+    names = ("-c", "user.name=Ann", "-c", "user.email=ann@example.org")
+    subprocess.run(["git", *names, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def _copy(folder: Path) -> None:
+    """The repository as it is in the work tree, with one quick unit test in place of all."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *_CODE, *_FILES],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in tracked:
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+            (folder / name).chmod((ROOT / name).stat().st_mode)
+    (folder / "tests" / "unit").mkdir(parents=True)
+    (folder / "tests" / "unit" / "test_quick.py").write_text(
+        "def test_arithmetic_works():\n    assert 1 + 1 == 2\n"
+    )
+    (folder / "docs").mkdir()
+    (folder / "docs" / "guide.md").write_text("# A guide\n")
+
+
+def make_walk(folder: Path, first_port: int) -> Walk:
+    """A clone in `folder` whose four ports begin at `first_port`."""
+    _copy(folder)
+    names = ("production_rest", "production_grpc", "staging_rest", "staging_grpc")
+    ports = {name: first_port + i for i, name in enumerate(names)}
+    text = (ROOT / "tests" / "settings.yaml").read_text()
+    for old, name in (("18501", "staging_rest"), ("18500", "staging_grpc")):
+        text = text.replace(old, str(ports[name]))
+    for old, name in (("8501", "production_rest"), ("8500", "production_grpc")):
+        text = text.replace(f"_port: {old}", f"_port: {ports[name]}")
+    (folder / "pipeline.yaml").write_text(text)
+    walk = Walk(folder, ports)
+    walk.edit("pipeline.yaml", "coverage: {at_least: 60}", "coverage: {at_least: 0}")
+    _git(folder, "init", "-q", "-b", "main")
+    walk.commit("A model")
+    return walk
+
+
+@pytest.fixture(scope="module")
+def walk(request, tmp_path_factory):
+    """A clone for the tests of a module; whatever it started is stopped in the end."""
+    made = make_walk(tmp_path_factory.mktemp("clone"), request.module.FIRST_PORT)
+    yield made
+    made("down")
+    left = subprocess.run(
+        ["pgrep", "-fa", str(made.folder)], capture_output=True, text=True, check=False
+    ).stdout
+    assert not left, f"these still run:\n{left}"

@@ -57,11 +57,4 @@ clean: ## Delete build/ (costs a restore from the store, nothing more)
 	@rm -rf build
 
 $(LOCKED): requirements.txt
-	@command -v $(PYTHON3) >/dev/null || { echo "$(PYTHON3) is not on PATH. Install Python 3.11 (Debian: apt-get install python3 python3-venv), or name it: make PYTHON3=/path/to/python3.11 …" >&2; exit 5; }
-	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and "Python %d.%d is not what requirements.txt is locked for; name a Python 3.11: make PYTHON3=/path/to/python3.11 …" % v)'
-	@$(PYTHON3) -c 'import ensurepip' 2>/dev/null || { echo "This Python cannot make virtual environments (no ensurepip). Debian: apt-get install python3-venv" >&2; exit 5; }
-	@echo "Installing the locked environment into $(VENV) (once; about a minute) …" >&2
-	@[ -x $(PYTHON) ] || $(PYTHON3) -m venv $(VENV)
-	@$(PYTHON) -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements.txt \
-	  | sed -un 's/^Collecting \([^=]*\)==\([^ ]*\).*/  \1 \2/p' >&2
-	@touch $@
+	@scripts/make-venv $(PYTHON3) $(VENV)

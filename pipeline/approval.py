@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.ci import LAPTOP
 from pipeline.stages import Context, Outcome, Result
 from pipeline.store import Entry, open_store
 
@@ -16,6 +17,13 @@ def approve(context: Context) -> Result:
     """
     published = json.loads((context.inputs["publish/published"] / "published.json").read_bytes())
     who, automatic = context.facts.actor, not context.facts.approving
+    if automatic and context.facts.vendor != LAPTOP:
+        return Result(
+            Outcome.FAILED,
+            f"nobody has approved v{published['version']}, {published['digest']}. In CI a person does: the job that "
+            "calls make approve.",
+            digest=published["digest"],
+        )
     taken_back = _rolled_back(context, published["digest"])
     if automatic and taken_back:
         return Result(

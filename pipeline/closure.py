@@ -5,6 +5,7 @@ their key already (see docs/decisions.md).
 """
 
 import ast
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,20 +21,21 @@ def of(module: str, root: Path, imports: Callable[[Path], Iterable[Import]]) -> 
 
     `imports` tells the imports of one file, as `parse` reads them from its text.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Path | None] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = _file(name, root)
-        if name in found or path is None:
+        if name in found:
             continue
-        found[name] = path
+        path = found[name] = _file(name, root)
+        if path is None:
+            continue
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         waiting += [
             name.rpartition(".")[0],
             *(m for entry in imports(path) for m in _modules(entry, package)),
         ]
-    return tuple(sorted(set(found.values())))
+    return tuple(sorted({path for path in found.values() if path}))
 
 
 def parse(text: str) -> list[Import]:
@@ -51,8 +53,8 @@ def _file(module: str, root: Path) -> Path | None:
     """The file of a module of the repository's packages; None for anything else."""
     if module.split(".")[0] not in PACKAGES:
         return None
-    base = root.joinpath(*module.split("."))
-    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+    base = f"{root}/{module.replace('.', '/')}"
+    return next((Path(path) for path in (f"{base}.py", f"{base}/__init__.py") if os.path.isfile(path)), None)
 
 
 def _modules(entry: Import, package: str) -> list[str]:

@@ -22,6 +22,8 @@ def main(log: str, argv: list[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    # GitHub's runner ends, after a job, every process that still has this variable of the job.
+    os.environ.pop("RUNNER_TRACKING_ID", None)
     os.execv(argv[0], argv)
 
 

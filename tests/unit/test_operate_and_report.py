@@ -92,6 +92,16 @@ def test_a_laptop_approves_for_its_local_target_and_says_so(approving):
     assert (kept["digest"], kept["automatic"], kept["by"]) == (A, True, made.facts.actor)
 
 
+@pytest.mark.parametrize("vendor", ["gitlab", "github"])
+def test_ci_never_approves_by_itself(approving, vendor):
+    made, _ = approving
+    made = dataclasses.replace(made, facts=dataclasses.replace(made.facts, vendor=vendor, protected=True))
+    result = approval.approve(made)
+    assert result.outcome is Outcome.FAILED
+    assert f"nobody has approved v1, {A}" in result.sentence
+    assert not (made.out / "approval").exists()
+
+
 def test_a_version_that_a_person_rolled_back_waits_for_a_person(approving):
     made, store = approving
     channel = store.append(store.channel("production"), entry(A, 1))

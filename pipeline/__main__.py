@@ -252,8 +252,8 @@ def _rollback(arguments, paths: Paths) -> int:
 def _down(_, paths: Paths) -> int:
     from pipeline import operate
 
-    for line in operate.down(Runner.open(paths)) or ["nothing was running"]:
-        print(line)
+    stopped = operate.down(Runner.open(paths))
+    print("\n".join(f"stopped {what}" for what in stopped) or "nothing was running")
     return 0
 
 

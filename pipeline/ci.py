@@ -48,7 +48,7 @@ def facts(root: Path, environ: Mapping[str, str] = os.environ) -> Facts:
         commit=_git(root, "rev-parse", "HEAD"),
         source=_without_password(_git(root, "remote", "get-url", "origin")),
         revision=_git(root, "log", "-1", "--format=%H", "--", *MODEL_SOURCES),
-        dirty=bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        dirty=bool(_git(root, "status", "--porcelain")),
         ref=environ.get("CI_COMMIT_REF_NAME")
         or environ.get("GITHUB_REF_NAME")
         or _git(root, "branch", "--show-current"),

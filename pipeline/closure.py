@@ -54,7 +54,8 @@ def _file(module: str, root: Path) -> Path | None:
     if module.split(".")[0] not in PACKAGES:
         return None
     base = f"{root}/{module.replace('.', '/')}"
-    return next((Path(path) for path in (f"{base}.py", f"{base}/__init__.py") if os.path.isfile(path)), None)
+    # os.path, because this is asked thousands of times, and pathlib takes ten times as long
+    return next((Path(p) for p in (f"{base}.py", f"{base}/__init__.py") if os.path.isfile(p)), None)  # noqa: PTH113
 
 
 def _modules(entry: Import, package: str) -> list[str]:

@@ -232,7 +232,8 @@ class Runner:
         names = [*(name.lstrip("?") for name in stage.reads), *hit.outputs]
         paths = self.paths
         inputs = {name: paths.build / name for name in names}
-        return Context(self.settings, Facts(), inputs, paths.build, paths.build, paths.state, paths.root)
+        facts = Facts(protected=ci.is_protected(), vendor=ci.vendor())
+        return Context(self.settings, facts, inputs, paths.build, paths.build, paths.state, paths.root)
 
     def _reads(self, stage: Stage) -> Iterable[tuple[str, str | None]]:
         """The tree digest of each output that a stage reads; None for a champion that is not there."""

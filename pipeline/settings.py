@@ -70,6 +70,7 @@ class Evaluate:
 
     confidence: float = option(low=0.5, high=0.9999)
     gates: dict[str, Bound] = option()
+    smoke_gates: dict[str, Bound] = option()
     champion: dict[str, Bound] = option()
 
 

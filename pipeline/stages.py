@@ -223,6 +223,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("image/layout",),
         settings=("scan",),
         files=("settings:scan.ignore_file",),
+        alive="deploy.scan.outdated",
         predicate="https://in-toto.io/attestation/vulns/v0.2",
         protected=True,
     ),

@@ -11,7 +11,9 @@ UNIT = Path(__file__).resolve().parent / "unit"
 
 
 def _refuse(*args, **kwargs):
-    raise AssertionError("a unit test may not start programs or open connections; move it to tests/integration")
+    raise AssertionError(
+        "a unit test may not start programs or open connections; move it to tests/integration"
+    )
 
 
 @pytest.fixture(autouse=True)

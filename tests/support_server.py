@@ -29,11 +29,11 @@ QUICK = {
     **PORTS,
     "target.ready_timeout_s": 20,
     "target.drain_s": 2,
-    "canary.step_s": 0.5,
+    "canary.step_s": 0.4,
     "canary.step_timeout_s": 20,
-    "canary.requests_at_least": 20,
+    "canary.requests_at_least": 10,
     "canary.load_rps": 200,
-    "staging.golden_requests": 16,
+    "staging.golden_requests": 8,
 }
 _METHOD = "/tensorflow.serving.PredictionService/Predict"
 
@@ -48,7 +48,7 @@ def answer(row) -> list[float]:
 
 
 class Model:
-    """The fake version: knobs latency_s, error_rate, status (of an error), die_after, wrong_by."""
+    """The fake version. Knobs: latency_s, error_rate, status (of an error), die_after, wrong_by, never_ready, exit."""
 
     def __init__(self, folder: Path):
         self.version = int(folder.name)
@@ -161,8 +161,17 @@ def grpc_predict(address: str, body: bytes, channel=None) -> dict:
 
 def client(argv: list[str]) -> None:
     """The stand-in for `python -m serve.client`."""
-    options = dict(argument.removeprefix("--").split("=", 1) for argument in argv)
-    print(json.dumps(grpc_predict(options["server"], sys.stdin.read().encode())))
+    import grpc
+    import numpy
+
+    options = dict(zip(argv[:-2:2], argv[1:-2:2], strict=True))
+    body = json.dumps({"instances": numpy.load(argv[-2]).tolist()}).encode()
+    try:
+        said = grpc_predict(options["--address"], body)
+    except grpc.RpcError as error:
+        print(f"{options['--address']}: {error.details()}", file=sys.stderr)
+        sys.exit(5)
+    numpy.savez(argv[-1], probabilities=[row["probabilities"] for row in said["predictions"]])
 
 
 # --- what tests share ---------------------------------------------------------------------------------
@@ -222,8 +231,23 @@ def use_fakes() -> None:
     smoke.GRPC_CLIENT = (*me, "client")
 
 
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent to ask does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill(pid: int) -> None:
+    """Ends a process as nobody should, and waits for that."""
+    os.kill(pid, signal.SIGKILL)
+    while lives(pid):
+        time.sleep(0.01)
+
+
 def canary(context):
-    """The stage canary with fakes, for a process of its own: `support_server.canary`."""
+    """The stage canary with fakes, for a process of its own: `tests.support_server.canary`."""
     use_fakes()
     from deploy import rollout
 

@@ -30,6 +30,7 @@ class Walk:
     def __init__(self, folder: Path, ports: Mapping[str, int]):
         self.folder = folder
         self.ports = ports
+        self.command = [sys.executable, "-m", "pipeline"]
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen:
         """Starts `python -m pipeline ARGUMENTS` in a process group of its own."""
@@ -37,7 +38,7 @@ class Walk:
             k: v for k, v in os.environ.items() if not k.startswith(("CI", "GITLAB", "GITHUB", "TIDEGATE"))
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments],
+            [*self.command, *arguments],
             cwd=self.folder,
             env={**clean, **environ},
             stdout=subprocess.PIPE,

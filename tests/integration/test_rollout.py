@@ -1,14 +1,13 @@
 """Canary, promotion and rollback with a real Envoy in front of fake model servers."""
 
 import json
+import os
 import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
-import support
-import support_server as fake
 
 from deploy import rollout, standing, targets
 from deploy.environment import read
@@ -16,6 +15,8 @@ from deploy.load import Load, bodies
 from pipeline.errors import ProgramFailed
 from pipeline.run import Process
 from pipeline.stages import Outcome
+from tests import support
+from tests import support_server as fake
 
 
 class World:
@@ -54,7 +55,11 @@ class World:
         return self.tmp_path / "state"
 
     def rows_of(self, name="production") -> list[dict]:
-        return [row for row in targets.look(support.settings(self.changes), self.state) if row["environment"] == name]
+        return [
+            row
+            for row in targets.look(support.settings(self.changes), self.state)
+            if row["environment"] == name
+        ]
 
     def by_role(self) -> dict[str, dict]:
         return {row["role"]: row for row in self.rows_of()}
@@ -69,11 +74,10 @@ class World:
 
     def start_canary(self, published: Path):
         return support.start_stage(
-            "support_server.canary",
+            "tests.support_server.canary",
             self.tmp_path,
             {**self.inputs(published)},
             self.changes,
-            env={"PYTHONPATH": str(Path(__file__).parents[1])},
         )
 
 
@@ -115,7 +119,10 @@ def test_second_version_walks_the_steps_is_promoted_and_rolled_back_while_client
         assert result.outcome is Outcome.PASSED, result.sentence
         said = json.loads((evidence / "canary.json").read_text())
         assert [step["share"] for step in said["steps"]] == [10, 50]
-        assert {role: row["weight"] for role, row in world.by_role().items()} == {"stable": 50, "candidate": 50}
+        assert {role: row["weight"] for role, row in world.by_role().items()} == {
+            "stable": 50,
+            "candidate": 50,
+        }
         assert world.why_not(first) == "production's version 1 has 50 % of the traffic"
 
         promoted = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
@@ -134,23 +141,19 @@ def test_second_version_walks_the_steps_is_promoted_and_rolled_back_while_client
         assert world.by_role()["previous"]["pid"] == said["candidate"]["pid"]
     told = client.told()
     assert told.failed == 0
-    assert told.sent > 200
+    assert told.sent > 50
     assert back.numbers["switch_s"] < 1
-    print(f"promotion {1000 * promoted.numbers['switch_s']:.0f} ms, rollback {1000 * back.numbers['switch_s']:.0f} ms")
+    print(
+        f"promotion {1000 * promoted.numbers['switch_s']:.0f} ms, rollback {1000 * back.numbers['switch_s']:.0f} ms"
+    )
 
 
-def test_only_one_version_is_kept_warm(world):
-    for number in (1, 2, 3):
-        world.release(fake.publish(world.tmp_path, number))
-    rows = world.rows_of()
-    assert {row["role"]: row["version"] for row in rows} == {"stable": 3, "previous": 2}
-    assert len(list((world.state / "run" / "models").iterdir())) == 2
-
-
-def test_rollback_to_a_version_that_is_no_longer_warm_starts_it_while_the_present_one_serves(world):
+def test_one_version_is_kept_warm_and_an_older_one_is_started_again_for_a_rollback(world):
     published = [fake.publish(world.tmp_path, number) for number in (1, 2, 3)]
     for one in published:
         world.release(one)
+    assert {row["role"]: row["version"] for row in world.rows_of()} == {"stable": 3, "previous": 2}
+    assert len(list((world.state / "run" / "models").iterdir())) == 2
     with world.client() as client:
         result = rollout.rollback(world.context(published[0]))
     assert result.outcome is Outcome.PASSED
@@ -161,8 +164,8 @@ def test_rollback_to_a_version_that_is_no_longer_warm_starts_it_while_the_presen
 @pytest.mark.parametrize(
     ("knobs", "reason"),
     [
-        ({"error_rate": 0.3}, "requests failed"),
-        ({"error_rate": 0.3, "status": 503}, "requests failed"),
+        ({"error_rate": 0.3}, "error rate"),
+        ({"error_rate": 0.3, "status": 503}, "error rate"),
         ({"error_rate": 0.3, "status": 400}, "extra error rate"),
         ({"latency_s": 0.3}, "extra slow rate"),
     ],
@@ -192,7 +195,7 @@ def test_canary_without_requests_holds_and_goes_back(world):
     world.changes |= {"canary.load_rps": 0, "canary.step_timeout_s": 1}
     result, _ = world.canary(second)
     assert result.outcome is Outcome.NO_DATA
-    assert "0 of 20 requests" in result.sentence
+    assert "0 of 10 requests" in result.sentence
     assert world.why_not(first) is None
     assert [row["role"] for row in world.rows_of()] == ["stable"]
 
@@ -203,18 +206,19 @@ def test_version_that_serves_already_is_measured_and_keeps_its_process(world):
     pid = world.by_role()["stable"]["pid"]
     result, evidence = world.canary(first)
     assert result.outcome is Outcome.PASSED
-    assert result.numbers["requests"] >= 20
+    assert result.numbers["requests"] >= 10
     assert world.by_role()["stable"]["pid"] == pid
     assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
     assert world.by_role()["stable"]["pid"] == pid
 
 
-def test_candidate_that_is_killed_under_load_loses_no_request_and_is_rolled_back(world):
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_candidate_that_dies_or_hangs_under_load_loses_no_request_and_is_rolled_back(world, sign):
     first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
     world.release(first)
     world.changes |= {"canary.step_s": 30, "canary.steps": [50], "canary.load_rps": 300}
     with world.client(rps=200) as client:
-        killer = threading.Thread(target=_kill_candidate, args=(world,))
+        killer = threading.Thread(target=_hit_candidate, args=(world, sign))
         killer.start()
         result, evidence = world.canary(second)
         killer.join()
@@ -260,7 +264,7 @@ def test_canary_that_is_stopped_midway_leaves_traffic_as_it_was(world, sign):
     assert world.release(second)
     assert world.by_role()["stable"]["version"] == 2
     assert pid not in {row["pid"] for row in world.rows_of()}
-    assert not Path(f"/proc/{pid}").exists()
+    assert not fake.lives(pid)
 
 
 def test_canary_killed_while_its_version_starts_leaves_no_process_behind_the_next(world):
@@ -272,9 +276,9 @@ def test_canary_killed_while_its_version_starts_leaves_no_process_behind_the_nex
     finally:
         child.kill()
         child.communicate()
-    assert Path(f"/proc/{pid}").exists()
+    assert fake.lives(pid)
     world.release(fake.publish(world.tmp_path, 3))
-    assert not Path(f"/proc/{pid}").exists()
+    assert not fake.lives(pid)
 
 
 def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world):
@@ -282,7 +286,7 @@ def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world
     world.release(first)
     _, evidence = world.canary(second)
     judged = world.by_role()["candidate"]["pid"]
-    _kill(judged)
+    fake.kill(judged)
     result = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
     assert "started again" in result.sentence
     assert world.by_role()["stable"]["pid"] != judged
@@ -293,7 +297,7 @@ def test_dead_router_is_replaced_in_front_of_the_same_versions(world):
     first = fake.publish(world.tmp_path, 1)
     world.release(first)
     pid = world.by_role()["stable"]["pid"]
-    _kill(read(world.state, "production").router.process.pid)
+    fake.kill(read(world.state, "production").router.process.pid)
     assert "router" in world.why_not(first)
     assert rollout.promote(world.context(first)).outcome is Outcome.PASSED
     assert world.by_role()["stable"]["pid"] == pid
@@ -312,19 +316,11 @@ def test_router_that_dies_mid_canary_is_an_error_and_leaves_no_candidate(world):
     world.release(second)
 
 
-def _kill(pid: int) -> None:
-    import os
-
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{pid}").exists())
-
-
-def _kill_candidate(world) -> None:
-    until(lambda: (world.by_role().get("candidate") or {}).get("requests") or 0 > 50)
-    time.sleep(0.5)
-    _kill(world.by_role()["candidate"]["pid"])
+def _hit_candidate(world, sign: int) -> None:
+    until(lambda: ((world.by_role().get("candidate") or {}).get("requests") or 0) > 50)
+    os.kill(world.by_role()["candidate"]["pid"], sign)
 
 
 def _kill_router_midway(world) -> None:
     until(lambda: (world.by_role().get("candidate") or {}).get("requests"))
-    _kill(read(world.state, "production").router.process.pid)
+    fake.kill(read(world.state, "production").router.process.pid)

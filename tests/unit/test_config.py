@@ -132,11 +132,11 @@ def test_a_missing_file_is_named(tmp_path):
     assert "does not exist" in faults(tmp_path / "pipeline.yaml")[0]
 
 
-def test_a_merge_request_trains_a_small_model_on_the_cpu_without_gates(write):
+def test_a_merge_request_trains_a_small_model_on_the_cpu_with_gates_of_its_own(write):
     settings = config.load(write(), {})
     small = config.smoke(settings)
     assert (small.train.epochs, small.train.accelerator) == (settings.train.smoke_epochs, "cpu")
-    assert not small.evaluate.gates
+    assert small.evaluate.gates == settings.evaluate.smoke_gates != settings.evaluate.gates
     assert not small.evaluate.champion
 
 

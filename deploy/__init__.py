@@ -1,0 +1,1 @@
+"""From artifact to traffic."""

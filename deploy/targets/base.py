@@ -1,0 +1,76 @@
+"""What a target is: a place where versions of a model run."""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import ProgramFailed
+from pipeline.run import Process
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published image: where it is, its digest (`sha256:…`), and the number it was published under."""
+
+    registry: str
+    digest: str
+    number: int
+
+    @staticmethod
+    def read(published: Path) -> "Release":
+        """Reads publish's output folder. Raises ProgramFailed where it says nothing."""
+        try:
+            said = json.loads((published / "published.json").read_text())
+            return Release(said["registry"], said["digest"], int(said["version"]))
+        except (OSError, ValueError, KeyError) as error:
+            raise ProgramFailed(
+                f"{published}/published.json names no published image ({error!r}). Run publish again."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that was started: its process, its loopback ports, and the folder that it serves."""
+
+    number: int
+    digest: str
+    process: Process
+    rest: int
+    grpc: int
+    folder: str
+
+    @property
+    def key(self) -> str:
+        """A name without dots, which no other process shares while this one lives."""
+        return f"v{self.number}_{self.process.pid}"
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"version {self.number} ({self.digest[:19]}…)"
+
+
+class Target(Protocol):
+    """Starts and stops versions."""
+
+    def start(self, release: Release, note: Callable[[Version], None]) -> Version:
+        """Starts a release and returns when it answers.
+
+        `note` is told of each process at once, before it is ready, so that none is forgotten.
+        Raises ProgramFailed with the end of its log where it does not get ready in time or ends;
+        nothing of it runs then.
+        """
+
+    def alive(self, version: Version) -> bool:
+        """Whether this very process still runs."""
+
+    def stop(self, version: Version, grace_s: float) -> None:
+        """Ends a version, by force after `grace_s` seconds. No error if it has ended."""
+
+    def sweep(self, known: Collection[Version], everything: bool) -> list[str]:
+        """Stops what this target started and nobody noted, and removes models that no `known` version serves.
+
+        With `everything` false a folder that may be served again is kept. Returns what it stopped.
+        """

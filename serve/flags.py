@@ -1,0 +1,178 @@
+"""The command line: TF Serving's flags, and a few of this server's own.
+
+`--name=value`, and bare `--name` for a bool. An unknown argument is told and passed over, as TF Serving does.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+USAGE = """usage: python -m serve --model_name=NAME --model_base_path=DIR [--name=value ...]
+
+Serves TensorFlow SavedModels over gRPC and REST as TF Serving does. DIR holds a folder per version
+(DIR/1/saved_model.pb). Ports open when every model has a version that is available.
+SIGTERM finishes the requests that run, refuses new ones, and ends within --drain_seconds.
+
+  python -m serve --model_name=digits --model_base_path=/models/digits --port=8500 --rest_api_port=8501
+  curl -d '{"instances": [1.0, 2.0]}' localhost:8501/v1/models/digits:predict
+"""
+
+
+class UsageError(Exception):
+    """A value that cannot be read for its flag."""
+
+
+def _flag(default: Any, group: str, text: str, *, acts: bool = True, own: bool = False) -> Any:
+    facts = {"group": group, "help": text, "acts": acts, "own": own}
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def _idle(default: Any, group: str, text: str) -> Any:
+    """A flag of TF Serving that is accepted here and without effect yet."""
+    return _flag(default, group, text, acts=False)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line asks for. Each field is a flag; its metadata is its help."""
+
+    # fmt: off
+    model_name: str = _flag("default", "Models", "name of the one model (without --model_config_file)")
+    model_base_path: str = _flag("", "Models", "folder above the model's version folders")
+    model_version_policy: str = _flag("latest", "Models", "versions of that model to load: latest, latest:N, all, or "
+                                      "specific:1,3", own=True)
+    model_config_file: str = _flag("", "Models", "text-format ModelServerConfig; replaces the three flags above")
+    saved_model_tags: str = _flag("serve", "Models", "comma-separated tags of the meta graph to load")
+    enable_model_warmup: bool = _flag(True, "Models", "replay assets.extra/tf_serving_warmup_requests before a version "
+                                      "is available")
+    num_request_iterations_for_warmup: int = _flag(0, "Models", "how often each warm-up record is replayed (0: once)")
+    max_num_load_retries: int = _flag(5, "Models", "tries after the first failed load of a version")
+    load_retry_interval_micros: int = _flag(60_000_000, "Models", "time between these; negative: none")
+    file_system_poll_wait_seconds: int = _flag(1, "Models", "time between looks for a first version, at start; 0: look "
+                                               "once (later versions are not looked for yet)")
+
+    port: int = _flag(8500, "gRPC", "TCP port; 0: none")
+    grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
+    grpc_max_threads: int = _flag(0, "gRPC", "threads that answer (0: 4 x CPUs)")
+    grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v")
+    enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
+
+    rest_api_port: int = _flag(0, "REST", "HTTP port; 0: REST is off")
+    rest_api_num_threads: int = _flag(0, "REST", "threads that read, run and write (0: 4 x CPUs)")
+    rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
+    rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
+
+    address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
+    drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
+    tensorflow_session_parallelism: int = _flag(0, "Process", "threads of a session, both kinds (0: automatic)")
+    tensorflow_intra_op_parallelism: int = _flag(0, "Process", "threads within an operation (0: automatic)")
+    tensorflow_inter_op_parallelism: int = _flag(0, "Process", "operations at once (0: automatic)")
+    flush_filesystem_caches: bool = _flag(True, "Process", "accepted; nothing is kept that could be flushed")
+    version: bool = _flag(False, "Process", "print versions and end")
+    help: bool = _flag(False, "Process", "print this text and end")
+
+    model_config_file_poll_wait_seconds: int = _idle(0, "Without effect yet", "re-read the config file this often")
+    allow_version_labels_for_unavailable_models: bool = _idle(False, "Without effect yet", "labels before availability")
+    enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
+    batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
+    enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
+    num_load_threads: int = _idle(0, "Without effect yet", "threads that load")
+    num_unload_threads: int = _idle(0, "Without effect yet", "threads that unload")
+    monitoring_config_file: str = _idle("", "Without effect yet", "text-format MonitoringConfig")
+    enable_signature_method_name_check: bool = _idle(False, "Without effect yet", "check a signature's method name")
+    enable_grpc_healthcheck_service: bool = _idle(False, "Without effect yet", "standard gRPC health service")
+    enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
+    ssl_config_file: str = _idle("", "Without effect yet", "text-format SSLConfig")
+    prefer_tflite_model: bool = _idle(False, "Without effect yet", "take model.tflite where it is")
+    # fmt: on
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line that was read: its flags, what was not known, what has no effect yet."""
+
+    flags: Flags
+    unknown: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Flags)}
+
+
+def parse(arguments: Sequence[str]) -> CommandLine:
+    """Reads a command line. Raises UsageError for a value that its flag cannot take."""
+    values: dict[str, Any] = {}
+    unknown, idle = [], []
+    for argument in arguments:
+        name, given, text = argument.removeprefix("--").partition("=")
+        field = _FIELDS.get(name)
+        if field is None or not argument.startswith("--"):
+            unknown.append(argument)
+            continue
+        values[name] = _READERS[field.type](name, text if given else None)
+        if not field.metadata["acts"]:
+            idle.append(name)
+    flags = Flags(**values)
+    _check(flags)
+    return CommandLine(flags, tuple(unknown), tuple(idle))
+
+
+def _check(flags: Flags) -> None:
+    for name in ("port", "rest_api_port"):
+        if not 0 <= getattr(flags, name) <= 65535:
+            raise UsageError(f"--{name} is {getattr(flags, name)}; a port lies between 0 and 65535")
+    for name in ("max_num_load_retries", "grpc_max_threads", "rest_api_num_threads", "drain_seconds"):
+        if not getattr(flags, name) >= 0:
+            raise UsageError(f"--{name} is {getattr(flags, name)}; it cannot be negative")
+
+
+def _text(name: str, text: str | None) -> str:
+    if text is None:
+        raise UsageError(f"--{name} wants a value: --{name}=VALUE")
+    return text
+
+
+def _bool(name: str, text: str | None) -> bool:
+    words = {None: True, "true": True, "1": True, "false": False, "0": False}
+    if text is not None:
+        text = text.lower()
+    if text not in words:
+        raise UsageError(f"--{name} is true or false, and not {text!r}")
+    return words[text]
+
+
+def _number(kind: Callable[[str], Any], what: str) -> Callable[[str, str | None], Any]:
+    def read(name: str, text: str | None) -> Any:
+        try:
+            return kind(_text(name, text))
+        except ValueError:
+            raise UsageError(f"--{name} is {what}, and not {text!r}") from None
+
+    return read
+
+
+_READERS: dict[Any, Callable[[str, str | None], Any]] = {
+    str: _text,
+    bool: _bool,
+    int: _number(int, "a whole number"),
+    float: _number(float, "a number"),
+}
+
+
+def usage() -> str:
+    """The help text: flags by group, with their defaults."""
+    groups: dict[str, list[str]] = {}
+    for field in _FIELDS.values():
+        groups.setdefault(field.metadata["group"], []).append(_line(field))
+    return USAGE + "".join(f"\n{group}\n" + "".join(lines) for group, lines in groups.items())
+
+
+def _line(field: dataclasses.Field) -> str:
+    default = str(field.default).lower() if field.type is bool else field.default
+    shown = f"  --{field.name}={default}"
+    own = " (not in TF Serving)" if field.metadata["own"] else ""
+    text = textwrap.wrap(field.metadata["help"] + own, 66)
+    gap = "\n" + " " * 42
+    return (f"{shown:<42}" if len(shown) < 42 else shown + gap) + gap.join(text) + "\n"

@@ -1,0 +1,356 @@
+"""From a predict request in JSON to tensors: row form (`instances`) and column form (`inputs`).
+
+numpy reads what is regular and of one kind at once. Everything else is read element by element,
+which is slower and knows which error to raise.
+"""
+
+import base64
+import binascii
+import enum
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve import dtypes
+from serve.dtypes import DTYPES
+from serve.json_parse import Document, describe
+from serve.model import TensorSpec
+from serve.status import Code, ServingError, invalid
+
+_DIMENSIONS_AT_MOST = 254
+
+
+class Form(enum.Enum):
+    """How a request is laid out; its answer has the same form."""
+
+    ROWS = "instances"
+    COLUMNS = "inputs"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A request's tensors by input alias, and the form that it came in."""
+
+    form: Form
+    values: Mapping[str, np.ndarray]
+
+
+def require_object(document: Document) -> dict:
+    """The request's members. Raises INVALID_ARGUMENT where its JSON is no object."""
+    if not isinstance(document.value, dict):
+        raise invalid(f"JSON Value: {describe(document.value)} Is not object")
+    return document.value
+
+
+def signature_name(members: dict) -> str:
+    """The signature that a request names; empty where it names none."""
+    name = members.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid(
+            f"JSON Value: {describe(name)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    return name
+
+
+def tensors(document: Document, inputs: Mapping[str, TensorSpec]) -> Tensors:
+    """The tensors of a predict request. `inputs` are those of its signature, one or more."""
+    members = require_object(document)
+    if "instances" in members and "inputs" in members:
+        raise invalid(
+            f"JSON Value: {describe(members)} Not formatted correctly expecting only one of "
+            "'inputs' or 'instances' keys to exist "
+        )
+    types = {alias: spec.dtype for alias, spec in inputs.items()}
+    if "instances" in members:
+        return Tensors(Form.ROWS, _rows(members["instances"], types, document.may_hold_booleans))
+    if "inputs" in members:
+        return Tensors(Form.COLUMNS, _columns(members["inputs"], types, document.may_hold_booleans))
+    raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def _rows(rows: object, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
+    if not isinstance(rows, list):
+        raise invalid(f"JSON Value: {describe(rows)} Expecting 'instances' to be an list/array")
+    if not rows:
+        raise invalid(f"JSON Value: {describe(rows)} No values in 'instances' array")
+    if _is_object(rows[0]):
+        return _named_rows(rows, types, booleans)
+    if len(types) > 1:
+        raise invalid(
+            f"JSON Value: {describe(rows)} instances is a plain list, but expecting list of objects as "
+            "multiple input tensors required as per tensorinfo_map"
+        )
+    ((alias, dtype),) = types.items()
+    whole = _regular(rows, dtype, booleans)
+    return {alias: _plain_rows(rows, dtype) if whole is None else whole}
+
+
+def _plain_rows(rows: list, dtype: int) -> np.ndarray:
+    column = _Column(dtype)
+    for index, row in enumerate(rows):
+        if _is_object(row):
+            raise invalid(f"Expecting value/list but got object at item {index} of input list")
+        with _Blame(f"Failed to process element: {index} of 'instances' list. Error: "):
+            column.add(row)
+    return column.tensor()
+
+
+def _named_rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
+    names = types.keys()
+    if all(isinstance(row, dict) and row.keys() == names for row in rows):
+        whole = {name: _regular([row[name] for row in rows], types[name], booleans) for name in names}
+        if all(tensor is not None for tensor in whole.values()):
+            return whole
+    columns = {name: _Column(dtype) for name, dtype in types.items()}
+    for index, row in enumerate(rows):
+        _add_named_row(row, index, columns)
+    return {name: column.tensor() for name, column in columns.items()}
+
+
+def _add_named_row(row: object, index: int, columns: "Mapping[str, _Column]") -> None:
+    if not _is_object(row):
+        raise invalid(f"Expecting object but got list at item {index} of input list")
+    for name, value in row.items():
+        with _Blame(f"Failed to process element: {index} key: {name} of 'instances' list. Error: "):
+            if name not in columns:
+                raise invalid(f"JSON object: does not have named input: {name}")
+            columns[name].add(value)
+    if row.keys() != columns.keys():
+        raise invalid(
+            f"Failed to process element: {index} of 'instances' list. JSON object: {describe(row)} "
+            f"keys must be equal to: {','.join(sorted(columns))}"
+        )
+
+
+def _columns(inputs: object, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
+    if _is_object(inputs):
+        missing = next((name for name in sorted(types) if name not in inputs), None)
+        if missing is not None:
+            raise invalid(f"Missing named input: {missing} in 'inputs' object.")
+        return {name: _tensor(inputs[name], dtype, booleans) for name, dtype in types.items()}
+    if len(types) > 1:
+        raise invalid(
+            f"JSON Value: {describe(inputs)} inputs is a plain value/list, but expecting an object as "
+            "multiple input tensors required as per tensorinfo_map"
+        )
+    ((alias, dtype),) = types.items()
+    return {alias: _tensor(inputs, dtype, booleans)}
+
+
+class _Blame:
+    """Rewords what fails within as INVALID_ARGUMENT of the element that it is about."""
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ServingError):
+            raise invalid(f"{self.prefix}{error}") from error
+
+
+class _Column:
+    """The rows of one input, gathered one by one; all must have the first one's size and shape."""
+
+    def __init__(self, dtype: int):
+        self.dtype = dtype
+        self.values: list = []
+        self.rows = 0
+        self.shape: tuple[int, ...] = ()
+
+    def add(self, row: object) -> None:
+        shape = _shape(row)
+        values = _elements(row, shape, self.dtype)
+        if self.rows == 0:
+            self.shape, self.size = shape, len(values)
+        elif len(values) != self.size:
+            raise invalid(f"Expecting tensor size: {self.size} but got: {len(values)}")
+        elif shape != self.shape:
+            raise invalid(f"Expecting shape {_shown(self.shape)} but got: {_shown(shape)}")
+        self.rows += 1
+        self.values += values
+
+    def tensor(self) -> np.ndarray:
+        return _array(self.values, (self.rows, *self.shape), self.dtype)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _tensor(value: object, dtype: int, booleans: bool) -> np.ndarray:
+    tensor = _regular(value, dtype, booleans)
+    if tensor is not None:
+        return tensor
+    shape = _shape(value)
+    return _array(_elements(value, shape, dtype), shape, dtype)
+
+
+_INTEGERS = (
+    dtypes.INT32,
+    dtypes.UINT8,
+    dtypes.INT16,
+    dtypes.INT8,
+    dtypes.INT64,
+    dtypes.UINT32,
+    dtypes.UINT64,
+)
+_KINDS = {dtypes.FLOAT: "fiu", dtypes.DOUBLE: "fiu", dtypes.BOOL: "b"} | dict.fromkeys(_INTEGERS, "iu")
+
+
+def _regular(value: object, dtype: int, booleans: bool) -> np.ndarray | None:
+    """The tensor, where numpy sees regular rows of the right kind at once; None where it does not.
+
+    numpy takes true for 1 among numbers: where a request may hold booleans, numbers are read one by one.
+    """
+    kinds = _KINDS.get(dtype, "")
+    if not kinds or (booleans and dtype != dtypes.BOOL):
+        return None
+    try:
+        found = np.array(value)
+    except (ValueError, OverflowError):
+        return None
+    if found.dtype.kind not in kinds or found.size == 0:
+        return None
+    if kinds == "iu" and not _in_range(found, dtype):
+        return None
+    with np.errstate(over="ignore"):
+        return found.astype(DTYPES[dtype].numpy, copy=False)
+
+
+def _integer_range(dtype: int) -> tuple[int, int]:
+    """Small integers are read as int32 is, and wrap; as TF Serving does."""
+    wide = dtype in (dtypes.INT64, dtypes.UINT32, dtypes.UINT64)
+    info = np.iinfo(DTYPES[dtype].numpy if wide else np.int32)
+    return int(info.min), int(info.max)
+
+
+def _in_range(found: np.ndarray, dtype: int) -> bool:
+    lowest, highest = _integer_range(dtype)
+    return lowest <= int(found.min()) and int(found.max()) <= highest
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    """The shape that the first element of each nesting level tells."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if len(shape) > _DIMENSIONS_AT_MOST:
+            raise invalid(f"JSON Value: {describe(value)} is nested deeper than {_DIMENSIONS_AT_MOST} lists")
+        if not value:
+            break
+        value = value[0]
+    return tuple(shape)
+
+
+def _elements(value: object, shape: tuple[int, ...], dtype: int) -> list:
+    """The values of a nested list, in order, converted one by one."""
+    found: list = []
+    _collect(value, 0, shape, _converter(dtype), found)
+    return found
+
+
+def _collect(value: object, level: int, shape: tuple[int, ...], convert: Callable, found: list) -> None:
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise invalid(
+                f"JSON Value: {describe(value)} found at incorrect level: {level} in the JSON DOM. "
+                f"Expected at level: {len(shape)}"
+            )
+        found.append(convert(value))
+        return
+    if level >= len(shape):
+        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise invalid(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+        )
+    for item in value:
+        _collect(item, level + 1, shape, convert, found)
+
+
+def _array(values: list, shape: tuple[int, ...], dtype: int) -> np.ndarray:
+    if dtype not in DTYPES:
+        return np.empty(shape, object)
+    if dtype == dtypes.STRING:
+        array = np.empty(len(values), object)
+        array[:] = values
+    elif dtype in _INTEGERS:
+        wide = np.uint64 if dtype == dtypes.UINT64 else np.int64
+        array = np.array(values, wide).astype(DTYPES[dtype].numpy)
+    else:
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float64 if dtype == dtypes.FLOAT else None).astype(
+                DTYPES[dtype].numpy
+            )
+    return array.reshape(shape)
+
+
+def _converter(dtype: int) -> Callable[[object], object]:
+    if dtype in (dtypes.FLOAT, dtypes.DOUBLE):
+        return lambda value: float(value) if _is_number(value) else _refuse(value, dtype)
+    if dtype in _INTEGERS:
+        lowest, highest = _integer_range(dtype)
+        return lambda value: (
+            value if type(value) is int and lowest <= value <= highest else _refuse(value, dtype)
+        )
+    if dtype == dtypes.BOOL:
+        return lambda value: value if isinstance(value, bool) else _refuse(value, dtype)
+    if dtype == dtypes.STRING:
+        return _string
+    return lambda value: _refuse_type(value, dtype)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _string(value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    return base64_bytes(value) if isinstance(value, dict) else _refuse(value, dtypes.STRING)
+
+
+def _refuse(value: object, dtype: int) -> None:
+    raise invalid(
+        f"JSON Value: {describe(value)} Type: {_json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
+    )
+
+
+def _refuse_type(value: object, dtype: int) -> None:
+    raise ServingError(
+        Code.UNIMPLEMENTED, f"Conversion of JSON Value: {describe(value)} to type: {dtypes.name_of(dtype)}"
+    )
+
+
+def _json_type(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "Null", True: "True", False: "False"}[value]
+    return {dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
+
+
+def is_base64(value: object) -> bool:
+    """Whether a JSON value stands for bytes: an object with the one key `b64` and a string."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict) and not is_base64(value)
+
+
+_BLANKS = re.compile(r"\s+")
+
+
+def base64_bytes(value: object) -> bytes:
+    """The bytes of a `{"b64": …}` object; missing padding is tolerated."""
+    if not is_base64(value):
+        raise invalid(f"JSON Value: {describe(value)} not formatted correctly for base64 data")
+    text = _BLANKS.sub("", value["b64"]).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid("Unable to base64 decode") from None

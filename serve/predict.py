@@ -1,0 +1,74 @@
+"""Predict: which signature, which inputs, which outputs; the same for REST, gRPC and warm-up."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from serve import dtypes
+from serve.model import Model, Signature, TensorSpec
+from serve.status import Code, ServingError, invalid
+
+
+def check_inputs(signature: Signature, sent: Collection[str]) -> None:
+    """Raises INVALID_ARGUMENT unless `sent` are the signature's inputs; those with defaults may lack."""
+    required = signature.inputs.keys() - signature.defaults.keys()
+    extra, missing = set(sent) - signature.inputs.keys(), required - set(sent)
+    if extra or missing:
+        raise invalid(
+            f"input size does not match signature: {len(sent)}!={len(signature.inputs)} "
+            f"len({_set(sent)}) != len({_set(signature.inputs)}). "
+            f"Sent extra: {_set(extra)}. Missing but required: {_set(missing)}."
+        )
+
+
+def check_type(alias: str, spec: TensorSpec, provided: int) -> None:
+    """Raises INVALID_ARGUMENT where a tensor's type is not what the signature's input has."""
+    if provided != spec.dtype:
+        raise invalid(
+            f"input {alias}: expected it to be {dtypes.name_of(spec.dtype)} but "
+            f"{dtypes.name_of(provided)} is provided"
+        )
+
+
+def run(
+    model: Model, signature: Signature, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Runs a signature on tensors of the right types and returns outputs by alias, sorted.
+
+    `output_filter` names the outputs that are wanted; empty means all.
+    """
+    check_inputs(signature, inputs)
+    wanted = _wanted(signature, output_filter)
+    given = {**signature.defaults, **inputs}
+    feeds = {_tensor_name(alias, spec): given[alias] for alias, spec in signature.inputs.items()}
+    fetches = {alias: _tensor_name(alias, signature.outputs[alias]) for alias in wanted}
+    names = sorted(set(fetches.values()))
+    found = dict(zip(names, model.run(feeds, names), strict=True))
+    return {alias: np.asarray(found[fetches[alias]]) for alias in wanted}
+
+
+def _wanted(signature: Signature, output_filter: Sequence[str]) -> list[str]:
+    for alias in output_filter:
+        if alias not in signature.outputs:
+            raise invalid(
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {_set(signature.outputs)}."
+            )
+    for alias, count in Counter(output_filter).items():
+        if count > 1:
+            raise invalid(f"duplicate output tensor alias: {alias}")
+    return sorted(output_filter or signature.outputs)
+
+
+def _tensor_name(alias: str, spec: TensorSpec) -> str:
+    if not spec.name:
+        raise ServingError(
+            Code.UNIMPLEMENTED,
+            f"tensor {alias} of the signature is no dense tensor; only dense ones are served",
+        )
+    return spec.name
+
+
+def _set(names: Collection[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"

@@ -1,0 +1,107 @@
+"""TensorProto to numpy and back, without TensorFlow's own (which answers in tensor_content)."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from serve import dtypes
+from serve.dtypes import DTYPES, DType
+from serve.status import Code, ServingError, invalid
+
+_REPEATED_BYTES_AT_MOST = 2**31
+
+
+def decode(proto: Any) -> np.ndarray:
+    """The array of a TensorProto. A short typed list repeats its last value, an empty one is zeros.
+
+    Raises INVALID_ARGUMENT for a malformed one and UNIMPLEMENTED for types that numpy lacks.
+    """
+    dtype = DTYPES.get(proto.dtype)
+    if dtype is None:
+        raise ServingError(
+            Code.UNIMPLEMENTED, f"tensors of type {dtypes.name_of(proto.dtype)} are not served"
+        )
+    shape = _shape(proto.tensor_shape)
+    size = math.prod(shape)
+    if proto.tensor_content and proto.dtype != dtypes.STRING:
+        return _from_content(proto.tensor_content, shape, size, dtype)
+    values = _typed_values(proto, dtype)
+    if len(values) > size:
+        raise invalid(
+            f"TensorProto has {len(values)} values in {dtype.field}, its shape {list(shape)} needs {size}"
+        )
+    if len(values) < size:
+        values = _repeated(values, size, dtype)
+    return values.reshape(shape)
+
+
+def _shape(shape_proto: Any) -> tuple[int, ...]:
+    shape = tuple(dim.size for dim in shape_proto.dim)
+    if shape_proto.unknown_rank or any(size < 0 for size in shape):
+        raise invalid(f"TensorProto has no complete shape: {list(shape)}")
+    return shape
+
+
+def _from_content(content: bytes, shape: tuple[int, ...], size: int, dtype: DType) -> np.ndarray:
+    needed = size * dtype.numpy.itemsize
+    if len(content) != needed:
+        raise invalid(
+            f"TensorProto has {len(content)} bytes of tensor_content, "
+            f"its shape {list(shape)} of {dtype.name} needs {needed}"
+        )
+    return np.frombuffer(content, dtype.numpy).reshape(shape)
+
+
+def _typed_values(proto: Any, dtype: DType) -> np.ndarray:
+    field = getattr(proto, dtype.field)
+    if dtype.field == "string_val":
+        values = np.empty(len(field), object)
+        values[:] = list(field)
+        return values
+    if dtype.field == "half_val":
+        return np.array(field, np.int64).astype(np.uint16).view(dtype.numpy)
+    if dtype.field in ("scomplex_val", "dcomplex_val"):
+        return np.array(field[: len(field) // 2 * 2], _part_of(dtype)).view(dtype.numpy)
+    wide = np.dtype(np.int64) if dtype.field == "int_val" else dtype.numpy
+    return np.fromiter(field, wide, len(field)).astype(dtype.numpy, copy=False)
+
+
+def _part_of(dtype: DType) -> type:
+    return np.float32 if dtype.numpy == np.complex64 else np.float64
+
+
+def _repeated(values: np.ndarray, size: int, dtype: DType) -> np.ndarray:
+    if size * dtype.numpy.itemsize > _REPEATED_BYTES_AT_MOST:
+        raise invalid(f"TensorProto has {len(values)} values and a shape of {size}: too many to be repeated")
+    filled = np.empty(size, dtype.numpy)
+    filled[: len(values)] = values
+    filled[len(values) :] = values[-1] if len(values) else (b"" if dtype.field == "string_val" else 0)
+    return filled
+
+
+def encode(array: np.ndarray, dtype_number: int, proto: Any, as_content: bool = False) -> None:
+    """Fills a TensorProto in typed fields (`float_val` …), or in tensor_content if asked."""
+    dtype = DTYPES.get(dtype_number)
+    if dtype is None:
+        raise ServingError(
+            Code.UNIMPLEMENTED, f"tensors of type {dtypes.name_of(dtype_number)} are not served"
+        )
+    proto.dtype = dtype_number
+    proto.tensor_shape.SetInParent()
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if as_content and dtype_number != dtypes.STRING:
+        proto.tensor_content = np.ascontiguousarray(array, dtype.numpy).tobytes()
+    else:
+        getattr(proto, dtype.field).extend(_field_values(array.reshape(-1), dtype))
+
+
+def _field_values(flat: np.ndarray, dtype: DType) -> list:
+    if dtype.field == "string_val":
+        return [value if isinstance(value, bytes) else str(value).encode() for value in flat.tolist()]
+    if dtype.field == "half_val":
+        return flat.view(np.uint16).tolist()
+    if dtype.field in ("scomplex_val", "dcomplex_val"):
+        return flat.view(_part_of(dtype)).tolist()
+    return flat.tolist()

@@ -1,0 +1,48 @@
+"""A real registry on the loopback for tests: Debian's docker-registry."""
+
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+
+def need_registry() -> None:
+    """Skips the module where there is no docker-registry; where CI is set, that is a failure."""
+    if shutil.which("docker-registry"):
+        return
+    if os.environ.get("CI"):
+        pytest.fail(
+            "docker-registry is not on PATH; apt-get install docker-registry (CI must run these tests)"
+        )
+    pytest.skip(
+        "docker-registry is not on this machine; apt-get install docker-registry", allow_module_level=True
+    )
+
+
+def serve(folder: Path, port: int, auth: str = "") -> subprocess.Popen:
+    """A registry on the loopback, ready."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "registry.yml"
+    settings.write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
+    )
+    log = (folder / "log").open("w")
+    child = subprocess.Popen(["docker-registry", "serve", str(settings)], stdout=log, stderr=log)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1)
+            return child
+        except urllib.error.HTTPError:
+            return child
+        except OSError:
+            assert child.poll() is None, (folder / "log").read_text()
+            time.sleep(0.02)
+    child.kill()
+    raise AssertionError("docker-registry did not answer within 20 s")

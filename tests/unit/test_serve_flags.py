@@ -1,0 +1,159 @@
+"""The model server's command line, and which versions of a model it asks for."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from serve import config
+from serve.__main__ import main
+from serve.config import Policy
+from serve.flags import Flags, UsageError, parse, usage
+from serve.status import ServingError
+
+
+def test_flags_are_read_as_tf_serving_reads_them():
+    line = parse(
+        ["--port=1", "--model_name=m", "--rest_api_enable_cors_support", "--enable_model_warmup=false"]
+    )
+    assert line.flags == Flags(
+        port=1, model_name="m", rest_api_enable_cors_support=True, enable_model_warmup=False
+    )
+    assert (line.unknown, line.idle) == ((), ())
+
+
+def test_defaults_are_tf_servings():
+    flags = parse([]).flags
+    assert (flags.port, flags.rest_api_port, flags.model_name, flags.rest_api_timeout_in_ms) == (
+        8500,
+        0,
+        "default",
+        30000,
+    )
+    assert (flags.max_num_load_retries, flags.load_retry_interval_micros, flags.enable_model_warmup) == (
+        5,
+        60000000,
+        True,
+    )
+
+
+def test_unknown_arguments_are_passed_over_and_named():
+    line = parse(["--nope=1", "stray", "-port=3", "--port=2"])
+    assert line.unknown == ("--nope=1", "stray", "-port=3")
+    assert line.flags.port == 2
+
+
+def test_flags_without_effect_yet_are_accepted_and_named():
+    line = parse(["--enable_batching", "--monitoring_config_file=/x", "--port=2"])
+    assert line.idle == ("enable_batching", "monitoring_config_file")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--port=abc", "--port", "--port=", "--port=65536", "--port=-1", "--enable_batching=maybe", "--model_name",
+     "--drain_seconds=x", "--drain_seconds=-1", "--drain_seconds=nan", "--max_num_load_retries=-1"],
+)  # fmt: skip
+def test_value_that_a_flag_cannot_take_is_refused_by_name(argument):
+    with pytest.raises(UsageError, match=argument.split("=")[0]):
+        parse([argument])
+
+
+def test_unreadable_value_prints_usage_and_exits_with_255(capsys):
+    assert main(["--port=abc"]) == 255
+    assert capsys.readouterr().out.startswith(
+        "--port is a whole number, and not 'abc'\n\nusage: python -m serve"
+    )
+
+
+def test_help_shows_every_flag_in_groups_within_110_columns(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text == usage()
+    assert all(f"--{field.name}=" in text for field in dataclasses.fields(Flags))
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def test_version_prints_both_versions(capsys):
+    assert main(["--version"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["TensorFlow ModelServer", "TensorFlow Library"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("latest", [9]),
+        ("latest:2", [9, 7]),
+        ("latest:0", [9]),
+        ("all", [9, 7, 1]),
+        ("specific:1,7,4", [7, 1]),
+    ],
+)
+def test_policy_wants_versions(text, wanted):
+    assert config.parse_policy(text).wanted([7, 1, 9]) == wanted
+
+
+def test_specific_policy_without_versions_wants_none():
+    assert Policy(specific=frozenset()).wanted([1, 2]) == []
+
+
+@pytest.mark.parametrize("text", ["newest", "latest:x", "specific", "specific:1,b", "all:1"])
+def test_unreadable_policy_is_refused(text):
+    with pytest.raises(ServingError, match="none of latest, latest:N, all, specific:1,3"):
+        config.parse_policy(text)
+
+
+def test_versions_are_folders_whose_name_is_a_whole_number(tmp_path):
+    for name in ("1", "007", "10.tmp", "notes", "7", "99999999999999999999", "²"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "5").write_text("a file")
+    found = config.versions_on_disk(tmp_path)
+    assert found == {1: tmp_path / "1", 7: tmp_path / "7"}
+
+
+def test_no_model_is_refused_in_tf_servings_words():
+    with pytest.raises(ServingError) as caught:
+        config.from_flags(Flags())
+    assert (
+        caught.value.message
+        == "Both server_options.model_base_path and server_options.model_config_file are empty!"
+    )
+
+
+def model(**changes) -> SimpleNamespace:
+    """What is read of a ModelConfig message."""
+    policy = SimpleNamespace(WhichOneof=lambda _: None, latest=SimpleNamespace(num_versions=0))
+    usual = {
+        "name": "m",
+        "base_path": "/m",
+        "model_platform": "tensorflow",
+        "model_type": 0,
+        "model_version_policy": policy,
+        "version_labels": {},
+        "HasField": lambda _: False,
+    }
+    return SimpleNamespace(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_platform": "torch"}, "Model m requests unsupported platform torch"),
+        ({"model_platform": ""}, "Illegal setting neither ModelServerConfig::model_type"),
+        ({"model_type": 1}, "Illegal setting both ModelServerConfig::model_type"),
+        ({"base_path": "m"}, "Expected model m to have an absolute path or URI; got base_path()=m"),
+    ],
+)
+def test_bad_model_configs_are_refused(changes, message):
+    with pytest.raises(ServingError) as caught:
+        config.models([model(**changes)])
+    assert caught.value.message.startswith(message)
+
+
+def test_model_listed_twice_is_refused():
+    with pytest.raises(ServingError, match="Illegal to list model m multiple times in config list"):
+        config.models([model(), model()])
+
+
+def test_deprecated_model_type_is_still_taken():
+    assert config.models([model(model_platform="", model_type=1)])[0].name == "m"

@@ -1,0 +1,1 @@
+"""What a team replaces: their data, their model."""

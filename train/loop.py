@@ -1,0 +1,142 @@
+"""The training loop: the same rows in the same order through the same sums, so that the same weights come out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import GateRefused
+from train import model as architecture
+from train import runtime
+
+LOOK_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is made from, beside its rows."""
+
+    row_shape: tuple[int, ...]
+    classes: int
+    value_range: tuple[float, float]
+    global_batch: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step over all replicas. `weights` are 1/n for its n rows, and 0 for those that fill it up."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+def batches(features, labels, global_batch: int, seed: int, epoch: int) -> Iterator[Batch]:
+    """All rows once, in an order that `seed` and `epoch` alone decide.
+
+    The last batch is filled up with rows that weigh nothing, so that every replica has as many.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+    for start in range(0, len(order), global_batch):
+        rows = order[start : start + global_batch]
+        weights = np.zeros(global_batch, np.float32)
+        weights[: len(rows)] = 1 / len(rows)
+        rows = np.concatenate([rows, np.repeat(order[:1], global_batch - len(rows))])
+        yield Batch(features[rows], labels[rows], weights)
+
+
+class Trainer:
+    """A model under a strategy, and how one epoch goes."""
+
+    def __init__(self, strategy, plan: Plan):
+        self.strategy = strategy
+        self.plan = plan
+        with strategy.scope():
+            self.model = architecture.build(plan.row_shape, plan.classes, plan.value_range, plan.seed)
+            self.optimizer = architecture.optimizer(plan.learning_rate)
+            self.optimizer.build(self.model.trainable_variables)
+        self._step = runtime.tensorflow().function(self._one_step)
+
+    def epoch(self, number: int, features, labels, look: Callable[[int, int], None]) -> tuple[float, float]:
+        """Goes once over all rows; `number` counts from 1. Returns mean loss and accuracy as they were on the way.
+
+        `look(step, steps)` is called every few steps. Raises GateRefused when the loss is not a number any more.
+        """
+        self._reseed(number)
+        steps = -(-len(labels) // self.plan.global_batch)
+        waiting, losses, correct = [], [], 0.0
+        sizes = []
+        for step, batch in enumerate(
+            batches(features, labels, self.plan.global_batch, self.plan.seed, number), start=1
+        ):
+            waiting.append(
+                self._step(*(self._spread(part) for part in (batch.features, batch.labels, batch.weights)))
+            )
+            sizes.append(np.count_nonzero(batch.weights))
+            if len(waiting) == LOOK_STEPS or step == steps:
+                seen = np.array([[float(value) for value in pair] for pair in waiting])
+                _refuse_nan(seen[:, 0], number, step - len(waiting), steps)
+                losses += seen[:, 0].tolist()
+                correct += seen[:, 1].sum()
+                waiting.clear()
+                look(step, steps)
+        return float(np.average(losses, weights=sizes)), correct / len(labels)
+
+    def variables(self) -> dict[str, list]:
+        """All that an epoch changes and the next one needs."""
+        return {
+            "model": [variable.value for variable in self.model.weights],
+            "optimizer": [variable.value for variable in self.optimizer.variables],
+        }
+
+    def _spread(self, rows: np.ndarray):
+        """The rows of a batch, a part for each replica."""
+        tf = runtime.tensorflow()
+        parts = np.split(rows, self.strategy.num_replicas_in_sync)
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda replica: tf.constant(parts[replica.replica_id_in_sync_group])
+        )
+
+    def _one_step(self, features, labels, weights):
+        """Loss and number of right answers of one step, summed over the replicas."""
+        loss, correct = self.strategy.run(self._on_replica, (features, labels, weights))
+        return self.strategy.reduce("SUM", loss, axis=None), self.strategy.reduce("SUM", correct, axis=None)
+
+    def _on_replica(self, features, labels, weights):
+        import keras
+
+        tf = runtime.tensorflow()
+        with tf.GradientTape() as tape:
+            probabilities = self.model(features, training=True)
+            losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+            loss = tf.reduce_sum(losses * weights)
+            if self.model.losses:
+                loss += tf.add_n(self.model.losses) / self.strategy.num_replicas_in_sync
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        right = tf.equal(tf.argmax(probabilities, axis=1), labels)
+        return loss, tf.reduce_sum(tf.cast(right, tf.float32) * tf.cast(weights > 0, tf.float32))
+
+    def _reseed(self, epoch: int) -> None:
+        """Dropout in this epoch depends on the seed, the epoch, the layer and the replica; on nothing before it."""
+        for place, generator in enumerate(self._seed_generators()):
+            for replica, state in enumerate(self.strategy.experimental_local_results(generator.state.value)):
+                state.assign(
+                    np.random.SeedSequence([self.plan.seed, epoch, place, replica]).generate_state(2) >> 1
+                )
+
+    def _seed_generators(self) -> list:
+        return [generator for layer in self.model._flatten_layers() for generator in layer._seed_generators]
+
+
+def _refuse_nan(losses: np.ndarray, epoch: int, before: int, steps: int) -> None:
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        step = before + int(wrong[0]) + 1
+        raise GateRefused(
+            f"the loss is {losses[wrong[0]]} in epoch {epoch}, step {step} of {steps}: training has diverged, and "
+            "nothing was written. Likely causes: train.learning_rate is too high, data.value_range does not fit the "
+            "rows, or a layer divides by zero. Lower train.learning_rate first."
+        )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import closure, digest
+from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 from pipeline.stages import Stage
 
@@ -67,13 +68,23 @@ def _short(value) -> str:
 def _files(stage: Stage, settings: Settings, root: Path, digests: digest.Digests) -> dict[str, str]:
     """The repository's files that the stage reads, by path, with their sha256."""
     module = stage.function.rpartition(".")[0]
-    files = set(closure.of(module, root, lambda path: digests.derived(path, "imports", closure.parse)))
+    files = set(closure.of(module, root, lambda path: _imports(path, root, digests)))
     for name in stage.files:
         place = root / (
             _setting(settings, name.removeprefix("settings:")) if name.startswith("settings:") else name
         )
         files |= set(_code_below(place)) if place.is_dir() else ({place} if place.is_file() else set())
     return {path.relative_to(root).as_posix(): digests.file(path) for path in sorted(files)}
+
+
+def _imports(path: Path, root: Path, digests: digest.Digests) -> list[closure.Import]:
+    try:
+        return digests.derived(path, "imports", closure.parse)
+    except SyntaxError as error:
+        where = f"{path.relative_to(root)}:{error.lineno}"
+        raise SettingsError(
+            f"{where}: is not Python: {error.msg}. `make check` shows all such faults."
+        ) from error
 
 
 def _code_below(folder: Path) -> list[Path]:

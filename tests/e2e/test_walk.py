@@ -86,7 +86,7 @@ def test_a_stopped_production_is_started_again_without_another_training(walk, he
 
 def test_a_changed_model_is_trained_compared_with_the_champion_and_promoted(walk):
     first = walk.live()
-    walk.edit("train/model.py", '"""', '"""(A changed model.) ')
+    walk.edit("train/model.py", '"""The model', '"""Another model')
     walk.edit("pipeline.yaml", "  seed: 7", "  seed: 8")
     walk.commit("Another model")
     assert "train/model.py changed" in walk("explain", "train")

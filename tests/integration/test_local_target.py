@@ -25,7 +25,11 @@ STAGING = "127.0.0.1:20301"
 def make(tmp_path):
     """Contexts of one state folder: `make(published, **settings)`."""
     fake.use_fakes()
-    rows, predictions = fake.rows(tmp_path), fake.predictions(tmp_path)
+    rows, predictions, settings = (
+        fake.rows(tmp_path),
+        fake.predictions(tmp_path),
+        support.settings(fake.QUICK),
+    )
 
     def context(published, **changes):
         inputs = {"publish/published": published, "data/rows": rows, "evaluate/predictions": predictions}
@@ -33,7 +37,7 @@ def make(tmp_path):
         return support.context(tmp_path, inputs, {**fake.QUICK, **dotted})
 
     yield context
-    targets.down(support.settings(fake.QUICK), tmp_path / "state")
+    targets.down(settings, tmp_path / "state")
 
 
 def _rows(context) -> list[dict]:

@@ -84,9 +84,9 @@ class World:
 @pytest.fixture
 def world(tmp_path):
     fake.use_fakes()
-    made = World(tmp_path)
+    made, settings = World(tmp_path), support.settings(fake.QUICK)
     yield made
-    targets.down(support.settings(made.changes), made.state)
+    targets.down(settings, made.state)
 
 
 def until(condition, patience_s=20.0):

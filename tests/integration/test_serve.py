@@ -1,245 +1,43 @@
-"""The model server as a process: real SavedModels, REST and gRPC, several versions, starting, stopping, trouble.
-
-Needs no accelerator. The models are written once; most tests share one server.
-"""
+"""The model server's REST and gRPC, on real SavedModels, in several versions. Needs no accelerator."""
 
 import base64
-import contextlib
-import http.client
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serve import dtypes, tensors
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-ROOT = Path(__file__).resolve().parents[2]
-GRPC, REST = 20100, 20101
-OTHER_GRPC, OTHER_REST = 20110, 20111
-
-
-# --- models ------------------------------------------------------------------------------------------------
-
-
-def write_version(path, build):
-    """Writes a TF1 SavedModel; `build` makes the graph and returns {signature: (inputs, outputs)}."""
-    import tensorflow as tf
-
-    v1 = tf.compat.v1
-    with v1.Graph().as_default(), v1.Session() as session:
-        signatures = {
-            name: v1.saved_model.signature_def_utils.build_signature_def(
-                {alias: v1.saved_model.build_tensor_info(tensor) for alias, tensor in inputs.items()},
-                {alias: v1.saved_model.build_tensor_info(tensor) for alias, tensor in outputs.items()},
-                "tensorflow/serving/predict",
-            )
-            for name, (inputs, outputs) in build(v1, tf).items()
-        }
-        session.run(v1.global_variables_initializer())
-        builder = v1.saved_model.Builder(str(path))
-        builder.add_meta_graph_and_variables(session, ["serve"], signatures)
-        builder.save()
-
-
-def half_plus(number):
-    """y = x / 2 + number; x is [-1, 1] in the signature, which a server does not enforce."""
-
-    def build(v1, tf):
-        x = v1.placeholder(tf.float32, [None, 1], name="x")
-        y = x * v1.get_variable("half", initializer=0.5) + v1.get_variable("plus", initializer=float(number))
-        return {"serving_default": ({"x": x}, {"y": tf.identity(y, name="y")})}
-
-    return build
-
-
-def kinds(v1, tf):
-    """A signature for each kind of input and output."""
-
-    def placeholder(dtype, shape=(None,)):
-        return v1.placeholder(dtype, shape)
-
-    a, b, text, scalar = (
-        placeholder(tf.float32),
-        placeholder(tf.int32),
-        placeholder(tf.string),
-        placeholder(tf.int64, ()),
-    )
-    seconds, small, flags, halves = (
-        placeholder(tf.float64, ()),
-        placeholder(tf.uint8),
-        placeholder(tf.bool),
-        placeholder(tf.half),
-    )
-    start = tf.timestamp()
-    with tf.control_dependencies([seconds]):
-        waited = (
-            tf.while_loop(lambda now: now - start < seconds, lambda now: [tf.timestamp()], [start])[0] - start
-        )
-    return {
-        "serving_default": ({"a": a, "b": b}, {"sum": a + tf.cast(b, tf.float32), "twice": b * 2}),
-        "text": ({"s": text}, {"echo": tf.identity(text), "echo_bytes": tf.identity(text)}),
-        "scalar": ({"n": scalar}, {"next": scalar + 1}),
-        "small": ({"n": small}, {"n": tf.identity(small)}),
-        "bools": ({"f": flags}, {"not": tf.logical_not(flags)}),
-        "halves": ({"h": halves}, {"h": tf.identity(halves)}),
-        "uneven": ({"a": a}, {"all": tf.identity(a), "first": a[:1]}),
-        "reshape": ({"a": a}, {"square": tf.reshape(a, [3, 3])}),
-        "slow": ({"seconds": seconds}, {"waited": waited}),
-        "no_inputs": ({}, {"five": tf.constant([5.0])}),
-    }  # fmt: skip
-
-
-def write_tf2(path):
-    """The digits model's signature, as TF2 exports it."""
-    import tensorflow as tf
-
-    class Digits(tf.Module):
-        def __init__(self):
-            super().__init__()
-            self.weights = tf.Variable(tf.ones([64, 10]))
-
-        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8], tf.float32, name="pixels")])
-        def serve(self, pixels):
-            logits = tf.reshape(pixels / 16.0, [-1, 64]) @ self.weights + tf.range(10.0)
-            return {"probabilities": tf.nn.softmax(logits), "class": tf.argmax(logits, -1)}
-
-    digits = Digits()
-    tf.saved_model.save(digits, str(path), signatures={"serving_default": digits.serve})
-
-
-def warmup(path, *requests):
-    """Writes warm-up records of these PredictRequests."""
-    import tensorflow as tf
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    (path / "assets.extra").mkdir()
-    with tf.io.TFRecordWriter(str(path / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        for request in requests:
-            log = prediction_log_pb2.PredictLog(request=request)
-            writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
+from tests import support_serve
+from tests.support_serve import GRPC, REST, call, config, predict, request, running
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """Folders of models: half (3 versions), kinds, digits, cold (its warm-up fails)."""
-    base = tmp_path_factory.mktemp("models")
-    for version in (1, 2, 3):
-        write_version(base / "half" / str(version), half_plus(version))
-    warmup(base / "half" / "3", request("any", x=np.float32([[1.0]])))
-    write_version(base / "kinds" / "1", kinds)
-    write_tf2(base / "digits" / "7")
-    write_version(base / "cold" / "1", half_plus(1))
-    warmup(base / "cold" / "1", request("any", wrong=np.float32([1.0])))
-    return base
+def models(tmp_path_factory):
+    """The folders of models."""
+    return support_serve.models(tmp_path_factory)
 
 
-def config(models, *entries) -> str:
-    """A model config file for (name, policy) pairs."""
-    text = "".join(
-        f'config {{ name: "{name}" base_path: "{models / name}" model_platform: "tensorflow" {policy} }}\n'
-        for name, policy in entries
+@pytest.fixture(scope="module")
+def server(models):
+    """A server of three models, one of them in all versions, one in two specific ones."""
+    every = "model_version_policy { all {} }"
+    path = config(
+        models,
+        ("half", every),
+        ("kinds", "model_version_policy { specific { versions: 1 versions: 5 } }"),
+        ("digits", "model_version_policy { latest {} }"),
     )
-    path = models / "models.config"
-    path.write_text(f"model_config_list {{ {text} }}")
-    return str(path)
-
-
-# --- processes ---------------------------------------------------------------------------------------------
-
-
-def start(*flags, grpc=OTHER_GRPC, rest=OTHER_REST) -> subprocess.Popen:
-    argv = [sys.executable, "-m", "serve", f"--port={grpc}", f"--rest_api_port={rest}", *flags]
-    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def read_until(process, text):
-    """Reads what the server says until it says this."""
-    assert any(text in line for line in process.stderr), f"the server never said: {text}"
-
-
-def open_port(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-def wait_ready(process, port=OTHER_REST, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not open_port(port):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the server did not open its ports"
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def running(*flags, **ports):
-    """A server that is ready; killed at the end if it still runs."""
-    process = start(*flags, **ports)
-    try:
-        wait_ready(process, ports.get("rest") or OTHER_REST)
+    with running(
+        f"--model_config_file={path}", "--rest_api_timeout_in_ms=3000", grpc=GRPC, rest=REST
+    ) as process:
+        while [each["state"] for each in call("GET", "/v1/models/half").json["model_version_status"]] != [
+            "AVAILABLE"
+        ] * 3:
+            time.sleep(0.02)
         yield process
-    finally:
-        end(process)
-
-
-def end(process) -> tuple[str, str]:
-    if process.poll() is None:
-        process.kill()
-    return process.communicate()
-
-
-def refusal(*flags, **ports) -> str:
-    """What a server that cannot start prints; checks that it exits with 255, and that no port is open."""
-    process = start(*flags, **ports)
-    try:
-        out, _ = process.communicate(timeout=30)
-    finally:
-        end(process)
-    assert process.returncode == 255
-    return out
-
-
-def call(method, path, body=None, port=REST, headers=None) -> SimpleNamespace:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        raw = answer.read()
-    finally:
-        connection.close()
-    text = raw.decode("utf-8", "surrogateescape")
-    return SimpleNamespace(status=answer.status, json=json.loads(text) if text else None)
-
-
-def predict(model, body, port=REST) -> SimpleNamespace:
-    return call("POST", f"/v1/models/{model}:predict", json.dumps(body), port)
-
-
-# --- gRPC --------------------------------------------------------------------------------------------------
-
-
-def request(model, *, version=None, signature="", outputs=(), **inputs):
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    made = predict_pb2.PredictRequest(output_filter=outputs)
-    made.model_spec.name, made.model_spec.signature_name = model, signature
-    if version is not None:
-        made.model_spec.version.value = version
-    for alias, value in inputs.items():
-        made.inputs[alias].CopyFrom(tf.make_tensor_proto(value))
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -264,22 +62,7 @@ def refused(method, message) -> tuple[str, str]:
     return caught.value.code().name, caught.value.details()
 
 
-@pytest.fixture(scope="module")
-def server(models):
-    """A server of three models, one of them in all versions, one in two specific ones."""
-    every = "model_version_policy { all {} }"
-    path = config(models, ("half", every), ("kinds", ""), ("digits", "model_version_policy { latest {} }"))
-    with running(
-        f"--model_config_file={path}", "--rest_api_timeout_in_ms=3000", grpc=GRPC, rest=REST
-    ) as process:
-        while [each["state"] for each in call("GET", "/v1/models/half").json["model_version_status"]] != [
-            "AVAILABLE"
-        ] * 3:
-            time.sleep(0.02)
-        yield process
-
-
-# --- REST --------------------------------------------------------------------------------------------------
+# --- REST ---
 
 
 @pytest.mark.parametrize(
@@ -368,7 +151,7 @@ def test_rest_is_closed_to_what_is_no_request(server):
     assert call("POST", "/v1/models/half:classify", "{}").status == 501
 
 
-# --- gRPC --------------------------------------------------------------------------------------------------
+# --- gRPC ---
 
 
 def test_grpc_predict_answers_in_typed_fields_and_names_who_answered(server, stubs):
@@ -510,182 +293,3 @@ def test_many_clients_at_once_get_their_own_answers(server, stubs):
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(over_rest, range(100))) == [[number / 2 + 3] for number in range(100)]
         assert list(pool.map(over_grpc, range(100))) == [[number / 2 + 3] for number in range(100)]
-
-
-# --- the command-line client -------------------------------------------------------------------------------
-
-
-def client(*arguments) -> subprocess.CompletedProcess:
-    argv = [sys.executable, "-m", "serve.client", *map(str, arguments)]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-def test_client_writes_every_output_of_its_rows(server, tmp_path):
-    np.save(tmp_path / "rows.npy", np.zeros((3, 8, 8), np.int64))
-    done = client(
-        "--address", f"127.0.0.1:{GRPC}", "--model", "digits", tmp_path / "rows.npy", tmp_path / "out.npz"
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "out.npz") as outputs:
-        assert outputs["class"].tolist() == [9, 9, 9]
-        assert (outputs["probabilities"].shape, outputs["probabilities"].dtype) == ((3, 10), np.float32)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".npz"] == ["out.npz"]
-
-
-def test_client_says_in_one_line_why_it_got_no_answer(server, tmp_path):
-    np.save(tmp_path / "rows.npy", np.zeros((1, 2), np.float32))
-    there, rows, out = f"127.0.0.1:{GRPC}", tmp_path / "rows.npy", tmp_path / "out.npz"
-    (tmp_path / "junk.npy").write_text("junk")
-    for arguments, part in (
-        (["--address", "127.0.0.1:20199", "--model", "half", rows, out], "UNAVAILABLE"),
-        (["--address", there, "--model", "none", rows, out], "Servable not found for request: Latest(none)"),
-        (["--address", there, "--model", "half", "--version", "9", rows, out], "Specific(half, 9)"),
-        (["--address", there, "--model", "half", "--input", "z", rows, out], "has no input z; it has x"),
-        (["--address", there, "--model", "kinds", rows, out], "has inputs a, b; name one by --input"),
-        (["--address", there, "--model", "half", "--signature", "s", rows, out], "has no signature s"),
-        (["--address", there, "--model", "half", tmp_path / "absent.npy", out], "absent.npy cannot be read"),
-        (["--address", there, "--model", "half", tmp_path / "junk.npy", out], "junk.npy is no .npy file"),
-    ):
-        done = client(*arguments)
-        assert done.returncode == 5
-        assert done.stderr.count("\n") == 1
-        assert part in done.stderr
-    assert not out.exists()
-
-
-# --- starting and stopping ---------------------------------------------------------------------------------
-
-
-def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_with_0(models):
-    with running(*one("kinds", models), "--drain_seconds=10") as process, ThreadPoolExecutor(2) as pool:
-        slow = [
-            pool.submit(predict, "kinds", {"signature_name": "slow", "inputs": 1.5}, OTHER_REST)
-            for _ in range(2)
-        ]
-        time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
-        time.sleep(0.5)
-        assert not open_port(OTHER_REST)
-        assert not open_port(OTHER_GRPC)
-        assert [each.result().status for each in slow] == [200, 200]
-        assert process.wait(10) == 0
-        assert time.monotonic() - asked < 3
-
-
-def test_sigterm_ends_in_the_stated_time_though_a_request_still_runs(models):
-    with running(*one("kinds", models), "--drain_seconds=1") as process:
-        with ThreadPoolExecutor(1) as pool:
-            slow = pool.submit(predict, "kinds", {"signature_name": "slow", "inputs": 60}, OTHER_REST)
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(4) == 0
-            answer = slow.result(5)
-        assert (answer.status, answer.json) == (503, {"error": "The server is stopping"})
-
-
-def one(name, models) -> list[str]:
-    return [f"--model_name={name}", f"--model_base_path={models / name}"]
-
-
-def test_ports_open_only_when_a_version_is_there(models, tmp_path):
-    process = start("--model_name=late", f"--model_base_path={tmp_path / 'late'}")
-    try:
-        read_until(process, "no versions to load yet model=late")
-        assert not open_port(OTHER_REST)
-        assert not open_port(OTHER_GRPC)
-        (tmp_path / "late").mkdir()
-        (tmp_path / "late" / "5").symlink_to(models / "half" / "1")
-        wait_ready(process)
-        assert predict("late/versions/5", {"instances": [2]}, OTHER_REST).json == {"predictions": [2.0]}
-    finally:
-        end(process)
-
-
-def test_sigterm_while_waiting_for_a_version_ends_at_once(tmp_path):
-    process = start("--model_name=late", f"--model_base_path={tmp_path}")
-    try:
-        read_until(process, "no versions to load yet")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
-    finally:
-        end(process)
-
-
-def test_taken_port_is_named_before_a_model_is_loaded(models):
-    with socket.create_server(("127.0.0.1", OTHER_GRPC)):
-        out = refusal(*one("half", models))
-        assert out.startswith(
-            f"Failed to start server. Error: UNAVAILABLE: cannot listen on 127.0.0.1:{OTHER_GRPC}"
-        )
-        assert not open_port(OTHER_REST)
-    with socket.create_server(("127.0.0.1", OTHER_REST)):
-        out = refusal(*one("half", models))
-        assert f"cannot listen on 127.0.0.1:{OTHER_REST}: Address already in use" in out
-        assert not open_port(OTHER_GRPC)
-
-
-def test_specific_versions_are_served_and_no_others(models):
-    with running(*one("half", models), "--model_version_policy=specific:1,3"):
-        told = call("GET", "/v1/models/half", port=OTHER_REST).json["model_version_status"]
-        assert [each["version"] for each in told] == ["3", "1"]
-
-
-def test_broken_version_stands_beside_a_good_one_with_its_error(models, tmp_path):
-    (tmp_path / "1").symlink_to(models / "half" / "1")
-    (tmp_path / "2").mkdir()
-    (tmp_path / "2" / "saved_model.pb").write_bytes(b"junk")
-    with running(
-        "--model_name=m",
-        f"--model_base_path={tmp_path}",
-        "--model_version_policy=all",
-        "--max_num_load_retries=0",
-    ):
-        assert predict("m", {"instances": [2]}, OTHER_REST).json == {"predictions": [2.0]}
-        deadline = time.monotonic() + 5
-        while (
-            told := call("GET", "/v1/models/m/versions/2", port=OTHER_REST).json["model_version_status"][0]
-        )["state"] != "END":
-            assert time.monotonic() < deadline
-        assert told["status"]["error_code"] == "DATA_LOSS"
-        assert "cannot be read" in told["status"]["error_message"]
-
-
-@pytest.mark.parametrize(
-    ("prepare", "part"),
-    [
-        (
-            lambda path, models: path.mkdir(),
-            "NOT_FOUND: Specified file path does not appear to contain a SavedModel",
-        ),
-        (
-            lambda path, models: path.symlink_to(models / "cold" / "1"),
-            "input size does not match signature: 1!=1",
-        ),
-    ],
-)
-def test_model_that_cannot_load_is_tried_again_and_then_fails_the_start(models, tmp_path, prepare, part):
-    prepare(tmp_path / "1", models)
-    retries = ("--max_num_load_retries=2", "--load_retry_interval_micros=1000")
-    process = start("--model_name=m", f"--model_base_path={tmp_path}", *retries)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 255
-    expected = "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: {{{name: m version: 1} "
-    assert out.startswith(expected)
-    assert part in out
-    assert err.count("load failed model=m version=1 attempt=") == 3
-
-
-def test_misread_command_lines_are_refused_in_tf_servings_words(tmp_path):
-    (tmp_path / "bad.config").write_text("model_config_list { nonsense }")
-    assert refusal() == (
-        "Failed to start server. Error: INVALID_ARGUMENT: "
-        "Both server_options.model_base_path and server_options.model_config_file are empty!\n"
-    )
-    process = start(f"--model_config_file={tmp_path / 'bad.config'}", "--enable_batching", "--nope=1")
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 255
-    assert out.startswith("unknown argument: --nope=1\nusage: ")
-    assert out.endswith(f"Error: INVALID_ARGUMENT: Invalid protobuf file: '{tmp_path / 'bad.config'}'\n")
-    assert "Error parsing text-format tensorflow.serving.ModelServerConfig: " in err
-    assert "flag without effect yet flag=--enable_batching" in err

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import closure, config, key
 from pipeline.digest import Digests
+from pipeline.errors import SettingsError
 from pipeline.stages import BY_NAME, STAGES
 
 
@@ -48,6 +49,12 @@ def test_the_closure_follows_imports_also_relative_and_late_ones(house):
         "train/lazy.py",
         "train/model.py",
     ]
+
+
+def test_a_file_that_is_not_python_is_named_with_its_line(house):
+    (house / "train/model.py").write_text("x = 1\ndef broken(:\n")
+    with pytest.raises(SettingsError, match=r"^train/model.py:2: is not Python"):
+        parts(house)
 
 
 def test_a_circle_of_imports_ends(house):

@@ -13,7 +13,7 @@ USAGE = """usage: python -m serve --model_name=NAME --model_base_path=DIR [--nam
 
 Serves TensorFlow SavedModels over gRPC and REST as TF Serving does. DIR holds a folder per version
 (DIR/1/saved_model.pb). Ports open when every model has a version that is available.
-SIGTERM finishes the requests that run, refuses new ones, and ends within --drain_seconds.
+SIGTERM refuses new requests, finishes those that run, and ends at most --drain_seconds (and one) later.
 
   python -m serve --model_name=digits --model_base_path=/models/digits --port=8500 --rest_api_port=8501
   curl -d '{"instances": [1.0, 2.0]}' localhost:8501/v1/models/digits:predict
@@ -84,7 +84,7 @@ class Flags:
     enable_signature_method_name_check: bool = _idle(False, "Without effect yet", "check a signature's method name")
     enable_grpc_healthcheck_service: bool = _idle(False, "Without effect yet", "standard gRPC health service")
     enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
-    ssl_config_file: str = _idle("", "Without effect yet", "text-format SSLConfig")
+    ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig; refused, as this server cannot do TLS yet")
     prefer_tflite_model: bool = _idle(False, "Without effect yet", "take model.tflite where it is")
     # fmt: on
 

@@ -19,7 +19,7 @@ from serve import config, framework, listeners, log, rest
 from serve.flags import Flags
 from serve.model import Model
 from serve.models import LoadPolicy, Models
-from serve.status import invalid
+from serve.status import Code, ServingError, invalid
 
 # Longer than the hour that Envoy keeps an idle connection: if clients close first, no request is on its way.
 _KEEP_ALIVE_S = 3900
@@ -48,6 +48,9 @@ def _check(flags: Flags) -> None:
         raise invalid(
             "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
         )
+    if flags.ssl_config_file:
+        # Whoever asks for TLS must not get plain text in its place.
+        raise ServingError(Code.UNIMPLEMENTED, "--ssl_config_file: this server cannot do TLS yet")
     if flags.batching_parameters_file and not flags.enable_batching:
         raise invalid(
             "server_options.batching_parameters_file is set without setting "

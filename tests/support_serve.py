@@ -119,10 +119,10 @@ def warmup(path, *requests):
             writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-@functools.lru_cache
-def models(tmp_path_factory) -> Path:
+@functools.cache
+def models(session: Path) -> Path:
     """Folders of models, written once a session: half (3 versions), kinds, digits, cold (its warm-up fails)."""
-    base = tmp_path_factory.mktemp("models")
+    base = session / "models_to_serve"
     for version in (1, 2, 3):
         write_version(base / "half" / str(version), half_plus(version))
     warmup(base / "half" / "3", request("any", x=np.float32([[1.0]])))

@@ -38,7 +38,10 @@ class Verdict:
         if self.outcome is Outcome.NO_DATA:
             return f"{self.name} could not be measured, the gate asks {word} {limit:g}"
         digits = 3
-        while digits < 9 and self.margin != 0 and round(self.number, digits) == round(limit, digits):
+        while digits < 9 and (
+            round(limit, digits) != limit
+            or (self.margin != 0 and round(self.number, digits) == round(limit, digits))
+        ):
             digits += 1
         return f"{self.name} {self.number:.{digits}f}, the gate asks {word} {limit:.{digits}f}"
 

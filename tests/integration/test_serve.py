@@ -17,7 +17,7 @@ from tests.support_serve import GRPC, REST, call, config, predict, request, runn
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """The folders of models."""
-    return support_serve.models(tmp_path_factory)
+    return support_serve.models(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from tests.support_serve import (
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """The folders of models."""
-    return support_serve.models(tmp_path_factory)
+    return support_serve.models(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,7 @@ def test_misread_command_lines_are_refused_in_tf_servings_words(tmp_path):
         "Failed to start server. Error: INVALID_ARGUMENT: "
         "Both server_options.model_base_path and server_options.model_config_file are empty!\n"
     )
+    assert "UNIMPLEMENTED: --ssl_config_file" in refusal("--ssl_config_file=ssl.config")
     process = start(f"--model_config_file={tmp_path / 'bad.config'}", "--enable_batching", "--nope=1")
     out, err = process.communicate(timeout=30)
     assert process.returncode == 255

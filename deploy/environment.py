@@ -24,6 +24,9 @@ from pipeline.stages import Context
 NAMES = ("production", "staging")
 STABLE, CANDIDATE, PREVIOUS = "stable", "candidate", "previous"
 _ORDER = (STABLE, PREVIOUS, CANDIDATE)  # who rescues a request first
+# Longer than the router takes for all tries of a request (deploy/envoy.py): a version's clusters must not vanish
+# while requests that it lost are on their way to another one.
+_RETRIES_S = 0.5
 _POLL_S = 0.05
 _GRACE_S = 5.0
 
@@ -224,6 +227,7 @@ class Environment:
             self._drain(version, self.settings.target.drain_s if drain_s is None else drain_s)
         else:
             self.target.stop(version, grace_s=0.2)
+            time.sleep(_RETRIES_S)
         self._write((one for one in self.now.placed if one.version != version), changing=True)
         self._tell_versions()
         self.target.stop(version, _GRACE_S)

@@ -11,13 +11,14 @@ import argparse
 import hashlib
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench import report
+from bench.report import Timing
 from deploy.image import Recipe, build
 
 CHUNK_BYTES = 1 << 20
@@ -91,8 +92,8 @@ def cannot(name: str) -> str:
     return ""
 
 
-def seconds(work: Callable[[Path, Path], None], model: Path, room: Path, repeat: int) -> float:
-    """The median time of some runs, each into a folder of its own, with nothing left to be written from before."""
+def timed(work: Callable[[Path, Path], None], model: Path, room: Path, repeat: int) -> Timing:
+    """The time of some runs, each into a folder of its own, with nothing left to be written from before."""
     taken = []
     for run in range(repeat):
         into = room / f"{work.__name__}-{run}"
@@ -101,53 +102,53 @@ def seconds(work: Callable[[Path, Path], None], model: Path, room: Path, repeat:
         work(model, into)
         taken.append(time.perf_counter() - begun)
         shutil.rmtree(into, ignore_errors=True)
-    return statistics.median(taken)
+    return Timing(work.__name__, tuple(taken))
 
 
-def measure(size_mb: int, repeat: int, room: Path) -> dict[str, float | str]:
-    """Seconds per builder, or why it could not be measured. The first run of all warms the page cache."""
+def peer(work: Callable[[Path, Path], None], model: Path, room: Path) -> Timing:
+    """A peer's time of one run, or why it could not be measured."""
+    reason = cannot(work.__name__)
+    if reason:
+        return Timing(work.__name__, reason=reason)
+    try:
+        return timed(work, model, room, 1)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        last = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip().splitlines()
+        return Timing(work.__name__, reason=f"it failed: {(last or [str(error)])[-1]}")
+    finally:
+        if work is docker:
+            docker_clean()
+
+
+def measure(size_mb: int, repeat: int, room: Path) -> list[Timing]:
+    """Floor, ours and the peers. The first run of all warms the page cache."""
     model = room / "context/model"
     make_model(model, size_mb)
     floor(model, room / "warm")
     shutil.rmtree(room / "warm")
-    found: dict[str, float | str] = {
-        work.__name__: seconds(work, model, room, repeat) for work in (floor, tidegate)
-    }
-    for peer in (buildah, docker):
-        reason = cannot(peer.__name__)
-        try:
-            found[peer.__name__] = reason or seconds(peer, model, room, 1)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            last = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip().splitlines()
-            found[peer.__name__] = f"failed: {(last or [str(error)])[-1]}"
-        finally:
-            if peer is docker and not reason:
-                docker_clean()
-    return found
+    ours = [timed(work, model, room, repeat) for work in (floor, tidegate)]
+    return ours + [peer(work, model, room) for work in (buildah, docker)]
 
 
-def main() -> int:
-    """Prints one line per builder: seconds, MiB per second, ratio to the floor and to ours."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size-mb", type=int, default=1024, help="MiB of weights (default: 1024)")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a table: seconds per builder, and ratios to the floor and to ours."""
+    parser = argparse.ArgumentParser(prog="python -m bench.image", description=__doc__.splitlines()[0])
+    parser.add_argument("--size-mb", type=int, default=1024, help="MiB of weights (1024)")
     parser.add_argument(
         "--repeat", type=int, default=3, help="runs of ours and of the floor; the median counts (3)"
     )
     parser.add_argument(
         "--folder", type=Path, help="where to work; needs four times the size (a temporary folder)"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    machine = report.machine()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-image-") as room:
         found = measure(options.size_mb, options.repeat, Path(room))
-    base, ours = found["floor"], found["tidegate"]
-    print(f"image of a SavedModel of {options.size_mb} MiB")
-    for name, taken in found.items():
-        if isinstance(taken, str):
-            print(f"  {name:9} not measured: {taken}")
-            continue
-        speed = options.size_mb / taken
-        ratios = f"{taken / base:6.2f} x floor  {taken / ours:6.2f} x tidegate"
-        print(f"  {name:9} {taken:7.2f} s  {speed:7.0f} MiB/s  {ratios}")
+    report.show(
+        f"Image of a SavedModel of {options.size_mb} MiB ({options.repeat} runs; peers one)",
+        report.timings(found, ("floor", "tidegate")),
+        machine,
+    )
     return 0
 
 

@@ -1,6 +1,7 @@
 """Training for real: the same bytes each time, also after kill -9; and what it says when it cannot go on."""
 
 import resource
+import shutil
 import signal
 import time
 
@@ -94,8 +95,12 @@ def test_damaged_checkpoints_are_told_and_training_starts_over_to_the_same_bytes
 
 
 def test_a_loss_that_is_not_a_number_stops_with_epoch_step_and_causes_and_no_model(rows, tmp_path):
-    changes = {**CHANGES, "train.learning_rate": 1e30, "train.replicas": 1}
-    made = support.context(tmp_path, inputs={"data/rows": rows}, changes=changes)
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(rows, poisoned)
+    features = np.load(poisoned / "train_features.npy")
+    features[0, 0, 0] = np.inf
+    np.save(poisoned / "train_features.npy", features)
+    made = support.context(tmp_path, inputs={"data/rows": poisoned}, changes={**CHANGES, "train.replicas": 1})
     with pytest.raises(GateRefused, match=r"in epoch 1, step \d of 8.*Lower train\.learning_rate"):
         train(made)
     assert not (made.out / "model").exists()

@@ -1,0 +1,1 @@
+"""How fast Tidegate is, with peers and floors beside it in the same run."""

@@ -108,7 +108,7 @@ def _walk(runner: Runner, names: Sequence[str]) -> int:
         if runner.rows:
             print(file=sys.stderr)
             report.table(rows)
-            report.write(runner.paths.build / "report", rows, f"{runner.settings.model}: {' '.join(wanted)}")
+            report.write(runner.paths.build / "report", rows, report.heading(runner.settings.model, rows))
     _closing_words(runner, wanted)
     return 0
 

@@ -69,6 +69,14 @@ def fault(error: TidegateError, stream: TextIO = sys.stderr) -> None:
     print(_painted(str(error), _RED, stream), file=stream, flush=True)
 
 
+def heading(model: str, rows: Sequence[Row]) -> str:
+    """What a run came to, in a few words."""
+    stopped = next((row for row in rows if row.outcome != "passed"), None)
+    if stopped:
+        return f"{model}: {stopped.outcome} at {stopped.stage}"
+    return f"{model}: {rows[-1].stage} passed"
+
+
 def write(folder: Path, rows: Sequence[Row], heading: str) -> None:
     """Writes report.json and index.html, and the job summary where CI asks for one."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -28,14 +29,17 @@ from pipeline import config, key, record, run
 from pipeline.errors import ProgramFailed
 from pipeline.stages import STAGES
 from pipeline.store import open_store
-from tests.e2e.conftest import Walk, make_walk
+
+if TYPE_CHECKING:  # a clone has no tests/e2e, and its check must not stumble over this file
+    from tests.e2e.conftest import Walk
 
 PEERS = {"doit": "0.37.0", "dvc": "3.67.1"}
 FIRST_PORT = 20700
 _ENVIRONMENTS = Path("build/bench")
 _WALK_TIMEOUT_S = 400
 _INSTALL_TIMEOUT_S = 180
-_OF_A_CI = ("CI", "GITLAB", "GITHUB", "TIDEGATE")
+# What makes a run unlike that on a laptop. Without bytecode our modules would be compiled in each run, the peers' not.
+_FOREIGN = ("CI", "GITLAB", "GITHUB", "TIDEGATE", "PYTHONDONTWRITEBYTECODE")
 
 _DODO = """
 import json
@@ -73,8 +77,8 @@ class Step:
 
 
 def scrub() -> None:
-    """Forgets that this may be a CI job: what is measured is a laptop's run. Makes SIGTERM clean up, as Ctrl-C does."""
-    for name in [name for name in os.environ if name.startswith(_OF_A_CI)]:
+    """Forgets what this environment adds: a laptop's run is measured. Makes SIGTERM clean up, as Ctrl-C does."""
+    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
         del os.environ[name]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
@@ -82,6 +86,8 @@ def scrub() -> None:
 @contextmanager
 def clone(first_port: int) -> Iterator[Walk]:
     """A scratch clone with ports of its own; whatever it started is stopped in the end, and the folder deleted."""
+    from tests.e2e.conftest import make_walk
+
     with tempfile.TemporaryDirectory(prefix="bench-clone-") as folder:
         made = make_walk(Path(folder), first_port)
         try:
@@ -153,7 +159,7 @@ def doit(room: Path, pipeline_steps: Sequence[Step], program: Path) -> Command:
 
 
 def dvc(room: Path, pipeline_steps: Sequence[Step], program: Path) -> Command:
-    """dvc, without git (faster for it) and without its look for updates; gates are not in its language."""
+    """dvc, without git and without its look for updates; gates are not in its language."""
     quiet = {
         f"DVC_{name}_DIR": str(room / ".own") for name in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG")
     }
@@ -224,7 +230,7 @@ def measure(repeat: int, peers: Sequence[str]) -> list[Timing]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table: seconds of a run with nothing to do, and ratios."""
     parser = argparse.ArgumentParser(prog="python -m bench.noop", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=15, help="counted runs of each; the median counts (15)")
+    parser.add_argument("--repeat", type=int, default=10, help="counted runs of each; the median counts (10)")
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="which peers, none if empty (all)"
     )

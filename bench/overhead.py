@@ -12,14 +12,18 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import report
 from bench.noop import clone, pipeline, records, scrub
 from bench.report import Command
 from pipeline.execution import Paths
 from pipeline.stages import BY_NAME
-from tests.e2e.conftest import Walk
+
+if TYPE_CHECKING:  # a clone has no tests/e2e, and its check must not stumble over this file
+    from tests.e2e.conftest import Walk
 
 FIRST_PORT = 20710
 # Stages that can be run again and again: they neither deploy nor take long.
@@ -44,6 +48,7 @@ assert {function}(context).outcome == "passed"
 
 _CALL = 'result = function(task["function"])(context)'
 _CLOCKED_CALL = """import time
+
             begun = time.perf_counter()
             result = function(task["function"])(context)
             task_path.with_suffix(".clock").write_text(str(time.perf_counter() - begun))"""
@@ -66,19 +71,20 @@ def through_pipeline(walk: Walk, stage: str) -> Command:
 
 
 def around(walk: Walk, stages: Sequence[str], repeat: int) -> str:
-    """The table of each stage's two commands, and what the pipeline adds."""
-    commands = [make(walk, stage) for stage in stages for make in (directly, through_pipeline)]
+    """A table for each stage: its function alone, through the pipeline, and what that adds."""
+    made = {stage: (directly(walk, stage), through_pipeline(walk, stage)) for stage in stages}
     floor = Command("python -c pass", (sys.executable, "-c", "pass"), walk.folder)
-    found = {timing.name: timing for timing in report.in_turn([floor, *commands], repeat)}
-    rows = [["stage", "function alone, s", "pipeline run, s", "min", "max", "adds, ms", "ratio"]]
+    found = iter(report.in_turn([floor, *chain.from_iterable(made.values())], repeat))
+    floor_timing, texts = next(found), []
     for stage in stages:
-        alone, whole = found[f"{stage}: function alone"], found[f"{stage}: pipeline run"]
-        spread = (f"{min(whole.seconds):.3f}", f"{max(whole.seconds):.3f}")
-        added, ratio = (whole.median - alone.median) * 1000, whole.median / alone.median
-        rows.append(
-            [stage, f"{alone.median:.3f}", f"{whole.median:.3f}", *spread, f"{added:.0f}", f"{ratio:.2f}"]
+        alone, whole = next(found), next(found)
+        added = (whole.median - alone.median) * 1000
+        least = (min(whole.seconds) - min(alone.seconds)) * 1000
+        texts.append(report.timings([floor_timing, alone, whole], (alone.name,)))
+        texts.append(
+            f"The pipeline adds {added:.0f} ms to {stage} (fastest against fastest: {least:.0f} ms).\n"
         )
-    return report.table(rows) + f"\n`python -c pass` takes {found[floor.name].median * 1000:.0f} ms.\n"
+    return "\n".join(texts)
 
 
 def whole_walk(walk: Walk) -> str:
@@ -87,24 +93,26 @@ def whole_walk(walk: Walk) -> str:
     begun = time.perf_counter()
     pipeline(walk, "run", "--all")
     wall = time.perf_counter() - begun
-    functions = sum(float((_tasks(walk.folder) / f"{name}.clock").read_text()) for name in BY_NAME)
-    recorded = sum(made.seconds for made in records(walk.folder).values())
+    functions = {name: float((_tasks(walk.folder) / f"{name}.clock").read_text()) for name in BY_NAME}
+    recorded = {name: made.seconds for name, made in records(walk.folder).items()}
     walk.edit("pipeline/child.py", _CLOCKED_CALL, _CALL)
-    return _shares(
-        wall,
-        {
-            "stage functions, imports of their modules included": functions,
-            "around them: starting 12 processes, settings, storing outputs": recorded - functions,
-            "the runner: keys, policy, git, signing, channels, the report": wall - recorded,
-        },
+    return _shares(functions, recorded, wall)
+
+
+def _shares(functions: Mapping[str, float], recorded: Mapping[str, float], wall: float) -> str:
+    """Per stage, then of the whole walk: seconds in the function, in the record, and the rest."""
+    inside, told = sum(functions.values()), sum(recorded.values())
+    rows = [["stage", "function s", "recorded s", "around it s"]]
+    for name, seconds in functions.items():
+        rows.append([name, f"{seconds:.2f}", f"{recorded[name]:.2f}", f"{recorded[name] - seconds:.2f}"])
+    rows.append(["all", f"{inside:.2f}", f"{told:.2f}", f"{told - inside:.2f}"])
+    rows.append(["runner", "", "", f"{wall - told:.2f}"])
+    sentence = (
+        f"Of {wall:.2f} s of wall time, stage functions and the imports of their modules took {inside / wall:.1%}; "
+        f"starting and ending their processes, and storing outputs, {(told - inside) / wall:.1%}; "
+        f"the runner itself (keys, git, policy, signing, channels, the report) {(wall - told) / wall:.1%}."
     )
-
-
-def _shares(wall: float, parts: Mapping[str, float]) -> str:
-    rows = [["part of the walk", "seconds", "share"]]
-    for name, seconds in {**parts, "wall time": wall}.items():
-        rows.append([name, f"{seconds:.2f}", f"{seconds / wall:.1%}"])
-    return report.table(rows)
+    return f"{report.table(rows)}\n{sentence}\n"
 
 
 def _tasks(folder: Path) -> Path:

@@ -81,4 +81,8 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    exit_status = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is written; taking TensorFlow down in good order would cost one to two seconds a stage.
+    os._exit(exit_status)

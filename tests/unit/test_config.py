@@ -101,7 +101,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed(write, old, new, said):
 
 
 def test_two_settings_with_the_same_port_are_refused(write):
-    path = write(("staging:\n  rest_port: 18501", "staging:\n  rest_port: 8501"))
+    path = write(("  rest_port: 18501", "  rest_port: 8501"))
     assert any(
         "production.rest_port: is 8501, which staging.rest_port has already" in text for text in faults(path)
     )

@@ -292,7 +292,7 @@ def open_environment(context: Context, name: str) -> Environment:
     """An environment whose router runs in front of the versions that live; starts and repairs what it must.
 
     What a killed command left half-done is put right: traffic flows as the state says, dead versions
-    are dropped, processes that nobody noted are stopped. Raises ProgramFailed where a port is taken.
+    and hanging ones are dropped, processes that nobody noted are stopped. Raises ProgramFailed where a port is taken.
     """
     here = Environment(context.settings, context.state, name, context.say)
     _drop_the_dead(here)
@@ -305,11 +305,17 @@ def open_environment(context: Context, name: str) -> Environment:
 
 
 def _drop_the_dead(here: Environment) -> None:
-    """Forgets versions that have ended; where the stable one did, the previous one takes its place."""
-    living = [one for one in here.now.placed if here.target.alive(one.version)]
+    """Forgets versions that have ended or hang; where the stable one did, the previous one takes its place."""
+    living = []
     for one in here.now.placed:
-        if one not in living:
-            here.say(f"{here.name}: {one.role} version {one.version.number} has ended by itself")
+        named = f"{here.name}: {one.role} version {one.version.number}"
+        if not here.target.alive(one.version):
+            here.say(f"{named} has ended by itself")
+        elif here.target.hangs(one.version):
+            here.say(f"{named} (process {one.version.process.pid}) does not answer, and is ended")
+            here.target.stop(one.version, grace_s=0.2)
+        else:
+            living.append(one)
     if not any(one.role == STABLE for one in living):
         living = [replace(one, role=STABLE) if one.role == PREVIOUS else one for one in living]
     taken = sum(one.weight for one in living if one.role != STABLE)

@@ -54,7 +54,7 @@ def publish(context: Context) -> Result:
         _refuse_moved(registry, commit, image)
         known = registry.resolve(image.digest) is not None
         sent = registry.push(image, source, context.say)
-        version = give_version(registry, image, known=known)
+        version = give_version(registry, image, known=known, above=context.facts.highest_version)
         if commit:
             _refuse_moved(registry, commit, image)
             registry.tag(commit, image)
@@ -93,11 +93,12 @@ def commit_tag(facts: Facts) -> str:
     return "" if facts.dirty else facts.commit
 
 
-def give_version(registry: Registry, image: Image, *, known: bool) -> int:
+def give_version(registry: Registry, image: Image, *, known: bool, above: int = 0) -> int:
     """The image's version number: the one it has, or the next after the highest, tagged.
 
     `known` says whether the registry had the image before, so that looking for a version
-    that it has already is worth the questions.
+    that it has already is worth the questions. A new number is higher than `above`, the highest that
+    a channel remembers: a registry that was emptied gives no number twice.
     """
     taken = sorted(
         (int(found[1]) for found in map(_VERSION.fullmatch, registry.tags()) if found), reverse=True
@@ -106,7 +107,7 @@ def give_version(registry: Registry, image: Image, *, known: bool) -> int:
         for version in taken:
             if registry.resolve(f"v{version}") == image.digest:
                 return version
-    first = next(iter(taken), 0) + 1
+    first = max(next(iter(taken), 0), above) + 1
     for version in range(first, first + _RACES_AT_MOST):
         if registry.resolve(f"v{version}") is None:
             registry.tag(f"v{version}", image)

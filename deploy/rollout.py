@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
+from deploy import standing
 from deploy.bounds import broken, nearest
 from deploy.environment import STABLE, Environment, open_environment
 from deploy.load import Load, bodies
@@ -308,6 +309,11 @@ def _switch(context: Context, release: Release, judged: Process | None, name: st
     took_s = here.settle(version or here.start(release))
     version = here.placed(STABLE)
     here.tidy()
+    silent = standing.silent(context, "production")
+    if silent:
+        raise ProgramFailed(
+            f"{silent}, though version {version.number} has its traffic. Run the stage again."
+        )
     former = _named(before) if before and before != version else None
     evidence = {"version": _named(version), "former": former, "warm": warm, "switch_s": took_s}
     _write_evidence(context, name, evidence)

@@ -1,11 +1,15 @@
-"""What stands: whether an environment still serves a published digest. Reads files alone, in about a millisecond."""
+"""What stands: whether an environment still serves a published digest. Takes a few milliseconds."""
 
 import json
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.run import Process
 from pipeline.stages import Context
+
+_PATIENCE_S = 1.0
+_TRIES = 3
 
 
 def state_file(state: Path, name: str) -> Path:
@@ -15,12 +19,14 @@ def state_file(state: Path, name: str) -> Path:
 
 def not_in_staging(context: Context) -> str | None:
     """Why staging does not serve the published digest; None if it does."""
-    return why_not(context.state, "staging", context.inputs.get("publish/published"))
+    published = context.inputs.get("publish/published")
+    return why_not(context.state, "staging", published) or silent(context, "staging")
 
 
 def not_in_production(context: Context) -> str | None:
     """Why production does not serve the published digest; None if it does."""
-    return why_not(context.state, "production", context.inputs.get("publish/published"))
+    published = context.inputs.get("publish/published")
+    return why_not(context.state, "production", published) or silent(context, "production")
 
 
 def why_not(state: Path, name: str, published: Path | None) -> str | None:
@@ -36,6 +42,37 @@ def why_not(state: Path, name: str, published: Path | None) -> str | None:
         return _why_not(now, name, wanted)
     except (OSError, ValueError, KeyError, TypeError):
         return f"{name} is not running"
+
+
+def answers(address: str, port: int, model: str) -> bool:
+    """Whether a model's status is answered over REST, and is good."""
+    return b" 200 " in _first_words(address, port, model)
+
+
+def hangs(address: str, port: int, model: str) -> bool:
+    """Whether nothing at all is answered, in several tries: a process can run and hang, and one try be unlucky."""
+    return not any(_first_words(address, port, model) for _ in range(_TRIES))
+
+
+def _first_words(address: str, port: int, model: str) -> bytes:
+    """The beginning of the answer to a question for a model's status; nothing where none comes within a second."""
+    question = f"GET /v1/models/{model} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    try:
+        with socket.create_connection((address, port), timeout=_PATIENCE_S) as connection:
+            connection.settimeout(_PATIENCE_S)
+            connection.sendall(question.encode())
+            return connection.recv(64)
+    except OSError:
+        return b""
+
+
+def silent(context: Context, name: str) -> str | None:
+    """Why an environment's public port gives no answer; None if it does."""
+    settings = context.settings
+    port = getattr(settings, name).rest_port
+    if answers(settings.target.address, port, settings.model):
+        return None
+    return f"{name} does not answer on port {port}"
 
 
 def _why_not(now: Mapping, name: str, wanted: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,15 +213,17 @@ def _history(arguments, paths: Paths) -> int:
     entries = operate.history(Runner.open(paths), arguments.channel)
     if arguments.at:
         entries = operate.live_at(entries, arguments.at)
+    if arguments.at and not entries:
+        print(f"nothing was live at {arguments.at}", file=sys.stderr)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
-    else:
+    elif entries or not arguments.at:
         operate.print_history(entries)
     return 0
 
 
 def _approve(arguments, paths: Paths) -> int:
-    runner = Runner.open(paths, approving=True, forced=frozenset({"approve"}))
+    runner = Runner.open(paths, approving=True)
     live = runner.store.channel("staging").live
     if live is None:
         raise errors.GateRefused("nothing is in staging yet; `make staging` puts it there.")
@@ -234,8 +237,11 @@ def _approve(arguments, paths: Paths) -> int:
             f"staging serves {live.image}, and the files here make {runner.done['publish'].digest}; "
             "nothing was approved. `make staging` brings them together."
         )
+    standing = runner.plan(BY_NAME["approve"])
+    if standing.hit and not standing.why:
+        print(f"Approved already: {standing.hit.sentence}")
+        return 0
     runner.walk(["approve"])
-    print(runner.done["approve"].sentence)
     return 0
 
 
@@ -243,7 +249,7 @@ def _rollback(arguments, paths: Paths) -> int:
     from pipeline import operate
 
     version = arguments.version
-    if version is not None and not version.removeprefix("v").isdigit():
+    if version is not None and not re.fullmatch(r"v?[0-9]+", version):
         raise SettingsError(f"{version} is not a version; write it as v3 or 3.")
     print(operate.rollback(Runner.open(paths), int(version.removeprefix("v")) if version else None))
     return 0

@@ -52,15 +52,27 @@ def approve(context: Context) -> Result:
 
 
 def withdrawn(context: Context) -> str | None:
-    """Why an approval counts no longer: the version was rolled back after it was given. None if it counts."""
+    """Why an approval counts no longer: production has moved on to something else since. None if it counts.
+
+    So an approval lets a version in once; going back, or another version, uses it up.
+    """
     approval = json.loads((context.inputs["approve/approval"] / "approval.json").read_bytes())
-    taken_back = _rolled_back(context, approval["digest"])
-    if taken_back and taken_back.at > approval["at"]:
-        return f"{taken_back.by} rolled it back at {taken_back.at}"
-    return None
+    since = [e for e in _history(context) if e.at > approval["at"] and e.image != approval["digest"]]
+    if not since:
+        return None
+    what = "rolled back to" if since[0].why == "rollback" else "promoted"
+    return f"{since[0].by} {what} v{since[0].version} after it was given, at {since[0].at}"
 
 
 def _rolled_back(context: Context, digest: str) -> Entry | None:
-    """The newest rollback that took this image out of production; None if none did."""
-    history = open_store(context.settings.store, Path(context.root)).channel("production").history
-    return next((e for e in reversed(history) if e.why == "rollback" and e.left == digest), None)
+    """The rollback that took this image out of production, unless it was let in again since; None if none did."""
+    for entry in reversed(_history(context)):
+        if entry.why == "rollback" and entry.left == digest:
+            return entry
+        if entry.image == digest and entry.why != "rollback":
+            return None
+    return None
+
+
+def _history(context: Context) -> tuple[Entry, ...]:
+    return open_store(context.settings.store, Path(context.root)).channel("production").history

@@ -103,7 +103,7 @@ class _Reader:
 
     def value(self, kind, node: yaml.Node, path: str, limits: Mapping):
         if kind is Bound:
-            return self.bound(node, path)
+            return self.bound(node, path, limits.get("only"))
         if dataclasses.is_dataclass(kind):
             return self.section(kind, node, path)
         origin = typing.get_origin(kind)
@@ -116,9 +116,14 @@ class _Reader:
             return self.sequence(typing.get_args(kind)[0], node, path, limits)
         return self.scalar(kind, node, path, limits)
 
-    def bound(self, node: yaml.Node, path: str) -> Bound | None:
+    def bound(self, node: yaml.Node, path: str, only: str | None = None) -> Bound | None:
         entries = self.entries(node, path)
         if entries is None:
+            return None
+        if only and only not in entries:
+            self.fault(
+                node.start_mark.line + 1, path, f"has {', '.join(entries) or 'nothing'}, must say {only}"
+            )
             return None
         if len(entries) != 1 or not set(entries) <= {"at_least", "at_most"}:
             self.fault(

@@ -16,7 +16,8 @@ from pathlib import Path
 from pipeline import record, run, trees
 from pipeline.child import result_path
 from pipeline.digest import Digests
-from pipeline.errors import ProgramFailed, TidegateError
+from pipeline.errors import ProgramFailed, SettingsError, TidegateError
+from pipeline.key import LOCK
 from pipeline.record import Keys, Record
 from pipeline.settings import Bound, Settings
 from pipeline.stages import Decided, Facts, Outcome, Result, Stage
@@ -37,7 +38,14 @@ class Paths:
 
     @classmethod
     def of(cls, root: Path, settings: Path) -> Paths:
-        return cls(root, settings, root / "build", root / os.environ.get("TIDEGATE_STATE", ".tidegate"))
+        if not (root / LOCK).is_file():
+            raise SettingsError(
+                f"{root} has no {LOCK}: this is not the repository's root. Run the command there."
+            )
+        state = root / os.environ.get("TIDEGATE_STATE", ".tidegate")
+        if state.exists() and not state.is_dir():
+            raise SettingsError(f"TIDEGATE_STATE: {state} is not a folder")
+        return cls(root, settings, root / "build", state)
 
 
 @dataclass(frozen=True)

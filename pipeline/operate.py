@@ -41,11 +41,21 @@ def print_status(seen: dict) -> None:
             print(
                 f"{name}: v{live['version']} {live['image'][:19]}  by {live['by']} at {live['at']} ({live['why']})"
             )
-        if live is not None and not any(row["alive"] for row in running):
-            print("  not running; `make ci-local` starts it")
+        trouble = _trouble(running) if live else None
+        if trouble:
+            print(f"  {trouble}; `make ci-local` starts it")
         for row in running:
             state = f"{row['weight']:>3} % of traffic" if row["alive"] else "DEAD"
             print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  pid {row['pid']}")
+
+
+def _trouble(running: list[dict]) -> str | None:
+    """What keeps an environment from serving, by the rows of its versions."""
+    if not any(row["alive"] for row in running):
+        return "NOT RUNNING"
+    if not running[0]["router_alive"]:
+        return "its router is DEAD, so clients reach nothing"
+    return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}"
 
 
 def history(runner: Runner, channel: str) -> list[Entry]:

@@ -4,6 +4,7 @@ Argument lists, never strings; echoed first; always a timeout; both pipes read t
 Never put a secret in an argument: pass it by `env` or `stdin`.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -121,14 +122,14 @@ class Process:
 
     def stop(self, grace_s: float) -> None:
         """Asks it to end (SIGTERM), and ends it after `grace_s` seconds. No error if it is gone."""
-        if not self.alive():
-            return
-        os.kill(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if self.alive():
-            os.kill(self.pid, signal.SIGKILL)
+        for sign, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _QUIT_GRACE_S)):
+            if not self.alive():
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, sign)
+            deadline = time.monotonic() + patience_s
+            while self.alive() and time.monotonic() < deadline:
+                time.sleep(0.02)
 
 
 def start(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
@@ -152,7 +153,7 @@ def _born(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
-    is_zombie = fields[0] == "Z"
+    is_zombie = fields[0] == "Z" and int(fields[17]) <= 1  # else its other threads still hold its ports
     return 0 if is_zombie else int(fields[19])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import ci, config, digest, key, policy, record, trees
 from pipeline.child import function
 from pipeline.digest import Digests
-from pipeline.errors import GateRefused, LostRace, TidegateError
+from pipeline.errors import GateRefused, IntegrityError, LostRace, TidegateError
 from pipeline.execution import Executor, Paths, Work, decided_of
 from pipeline.record import Keys, Record
 from pipeline.settings import Settings
@@ -80,7 +80,11 @@ class Runner:
 
     @cached_property
     def facts(self) -> Facts:
-        return dataclasses.replace(ci.facts(self.paths.root), approving=self.approving)
+        channels = (self.store.channel(name) for name in ("staging", "production"))
+        highest = max((entry.version for channel in channels for entry in channel.history), default=0)
+        return dataclasses.replace(
+            ci.facts(self.paths.root), approving=self.approving, highest_version=highest
+        )
 
     @cached_property
     def keys(self) -> Keys:
@@ -199,8 +203,8 @@ class Runner:
     def _hit(self, stage: Stage, name: str) -> Record | None:
         """The newest passed record of this key."""
         for envelope in reversed(self.store.records(stage.name, name)):
-            found = record.read(envelope)
-            if found.outcome == Outcome.PASSED:
+            found = _readable(envelope, stage)
+            if found and found.outcome == Outcome.PASSED:
                 return found
         return None
 
@@ -223,7 +227,9 @@ class Runner:
         newest = self.store.newest_record(stage.name)
         if newest is None:
             return ["it has never run"]
-        last = record.read(newest)
+        last = _readable(newest, stage)
+        if last is None:
+            return ["its newest record is damaged"]
         return key.differences(last.key_parts, parts) or [f"it last ended as {last.outcome}"]
 
     def _alive_context(self, stage: Stage, hit: Record) -> Context:
@@ -250,6 +256,15 @@ class Runner:
             name: trees.place(tree, self.paths.build / name, self.store, self.digests) if tree else None
             for name, tree in self._reads(stage)
         }
+
+
+def _readable(envelope: bytes, stage: Stage) -> Record | None:
+    """A record; None, and a word of it, for one that is damaged: the stage then counts as not run."""
+    try:
+        return record.read(envelope)
+    except IntegrityError as error:
+        print(f"{stage.name}: {error}; it is not used", file=sys.stderr, flush=True)
+        return None
 
 
 def refuse_unprotected(wanted: set[str]) -> None:
@@ -283,7 +298,10 @@ def deployment_lock(state: Path) -> contextlib.AbstractContextManager:
     """Held by whatever starts, stops or switches versions on this machine."""
 
     def busy(holder: str) -> LostRace:
-        return LostRace(f"a deployment is going on here ({holder}). Wait for it, or stop it.")
+        return LostRace(
+            f"a deployment is going on here ({holder}). Wait for it, or stop it with Ctrl-C: a canary that is "
+            "stopped gives its traffic back."
+        )
 
     return locked(state / "run" / ".lock", busy)
 
@@ -302,7 +320,8 @@ def needed(names: Iterable[str]) -> list[str]:
 
 def row_of(made: Record, cached: bool) -> Row:
     """A record as a line of the closing table."""
-    named = made.digest or next(iter(made.outputs.values()), "")
+    first = f"{made.stage}/{BY_NAME[made.stage].outputs[0]}"
+    named = made.digest or made.outputs.get(first, "")
     exit_code = _EXIT[Outcome(made.outcome)]
     decided = decided_of(made.decided)
     return Row(

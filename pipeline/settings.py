@@ -7,7 +7,7 @@ _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
 
 
 def option(**limits) -> field:
-    """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (whole match) and what it `says`."""
+    """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (whole), `says`, `only` (bound)."""
     return field(metadata=limits)
 
 
@@ -30,7 +30,7 @@ class Bound:
 class Check:
     """What the code itself must reach."""
 
-    coverage: Bound = option()
+    coverage: Bound = option(only="at_least")
     timeout_s: float = option(low=1, high=86_400)
 
 
@@ -99,7 +99,7 @@ class Scan:
     fail_on_licenses: tuple[str, ...] = option(choices=SEVERITIES)
     ignore_file: str = option()
     database: str = option()
-    database_age_days: Bound = option()
+    database_age_days: Bound = option(only="at_most")
     timeout_s: float = option(low=1, high=86_400)
 
 
@@ -129,8 +129,8 @@ class Staging:
     rest_port: int = option(low=1, high=65_535)
     grpc_port: int = option(low=1, high=65_535)
     golden_requests: int = option(low=1, high=100_000)
-    skew: Bound = option()
-    latency_ms: Bound = option()
+    skew: Bound = option(only="at_most")
+    latency_ms: Bound = option(only="at_most")
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ class Canary:
     step_timeout_s: float = option(low=1, high=86_400)
     load_rps: float = option(low=0, high=10_000)
     requests_at_least: int = option(low=1, high=10_000_000)
-    error_rate: Bound = option()
-    extra_error_rate: Bound = option()
+    error_rate: Bound = option(only="at_most")
+    extra_error_rate: Bound = option(only="at_most")
     slow_ms: float = option(low=0.1, high=3_600_000)
-    extra_slow_rate: Bound = option()
+    extra_slow_rate: Bound = option(only="at_most")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Facts:
     actor: str = ""
     vendor: str = "laptop"
     approving: bool = False
+    highest_version: int = 0
 
 
 @dataclass(frozen=True)

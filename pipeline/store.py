@@ -24,6 +24,11 @@ from pathlib import Path
 from pipeline import digest
 from pipeline.errors import IntegrityError, LostRace, ProgramFailed, SettingsError
 
+_LOST = (
+    "Bring it back from a copy of the store. What the files here make is made again by "
+    "`python -m pipeline run --force STAGE --all`; a champion of other files only by running their commit again."
+)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -103,7 +108,7 @@ class FileStore:
         try:
             data = self._blob(sha256).read_bytes()
         except FileNotFoundError:
-            raise IntegrityError(f"blob {sha256} is not in the store {self.root}") from None
+            raise IntegrityError(f"blob {sha256} is not in the store {self.root}. {_LOST}") from None
         if digest.of_bytes(data) != sha256:
             raise IntegrityError(
                 f"blob {sha256} of the store is damaged; delete {self._blob(sha256)} and run again"
@@ -127,6 +132,10 @@ class FileStore:
             names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".json"))
         except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            raise SettingsError(
+                f"store: {folder} cannot be a folder, because a part of it is a file"
+            ) from None
         return [(folder / name).read_bytes() for name in names]
 
     def newest_record(self, stage: str) -> bytes | None:
@@ -233,7 +242,7 @@ def _copy(source: Path, to: Path, sha256: str, what: str) -> None:
             writer.flush()
             os.fsync(writer.fileno())
     except FileNotFoundError:
-        raise IntegrityError(f"{what} is missing") from None
+        raise IntegrityError(f"{what} is missing. {_LOST}") from None
     if hasher.hexdigest() != sha256:
         to.unlink()
         raise IntegrityError(f"{what} has sha256 {hasher.hexdigest()}, not {sha256}; it is not used")

@@ -114,7 +114,10 @@ def _sentence(outcome: Outcome, judged: tuple[Verdict, ...], champion: dict | No
             f"the champion cannot be compared: {champion['problem']}. {text}. If this model is meant to be of another "
             "kind, take the bounds out of evaluate.champion, with a reason."
         )
-    return f"{text}."
+    return (
+        f"{text}. What production serves stays. build/evaluate/metrics shows all numbers; train longer "
+        "(train.epochs), look at the data, or change the gate under evaluate with a reason."
+    )
 
 
 def _numbers(found: dict[str, Interval], champion: dict | None) -> dict[str, float]:

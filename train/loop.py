@@ -62,7 +62,8 @@ class Trainer:
     def epoch(self, number: int, features, labels, look: Callable[[int, int], None]) -> tuple[float, float]:
         """Goes once over all rows; `number` counts from 1. Returns mean loss and accuracy as they were on the way.
 
-        `look(step, steps)` is called every few steps. Raises GateRefused when the loss is not a number any more.
+        `look(step, steps)` is called every few steps. Raises GateRefused when the loss or a gradient is not a
+        number any more: some processors' relu and clip turn NaN into a number, so the loss alone may hide it.
         """
         self._reseed(number)
         steps = -(-len(labels) // self.plan.global_batch)
@@ -76,8 +77,8 @@ class Trainer:
             )
             sizes.append(np.count_nonzero(batch.weights))
             if len(waiting) == LOOK_STEPS or step == steps:
-                seen = np.array([[float(value) for value in pair] for pair in waiting])
-                _refuse_nan(seen[:, 0], number, step - len(waiting), steps)
+                seen = np.array([[float(value) for value in sums] for sums in waiting])
+                _refuse_nan(seen[:, 0], seen[:, 2], number, step - len(waiting), steps)
                 losses += seen[:, 0].tolist()
                 correct += seen[:, 1].sum()
                 waiting.clear()
@@ -100,9 +101,9 @@ class Trainer:
         )
 
     def _one_step(self, features, labels, weights):
-        """Loss and number of right answers of one step, summed over the replicas."""
-        loss, correct = self.strategy.run(self._on_replica, (features, labels, weights))
-        return self.strategy.reduce("SUM", loss, axis=None), self.strategy.reduce("SUM", correct, axis=None)
+        """Loss, number of right answers and gradient norm of one step, each summed over the replicas."""
+        sums = self.strategy.run(self._on_replica, (features, labels, weights))
+        return tuple(self.strategy.reduce("SUM", value, axis=None) for value in sums)
 
     def _on_replica(self, features, labels, weights):
         import keras
@@ -117,7 +118,8 @@ class Trainer:
         gradients = tape.gradient(loss, self.model.trainable_variables)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         right = tf.equal(tf.argmax(probabilities, axis=1), labels)
-        return loss, tf.reduce_sum(tf.cast(right, tf.float32) * tf.cast(weights > 0, tf.float32))
+        correct = tf.reduce_sum(tf.cast(right, tf.float32) * tf.cast(weights > 0, tf.float32))
+        return loss, correct, tf.linalg.global_norm(gradients)
 
     def _reseed(self, epoch: int) -> None:
         """Dropout in this epoch depends on the seed, the epoch, the layer and the replica; on nothing before it."""
@@ -131,12 +133,14 @@ class Trainer:
         return [generator for layer in self.model._flatten_layers() for generator in layer._seed_generators]
 
 
-def _refuse_nan(losses: np.ndarray, epoch: int, before: int, steps: int) -> None:
-    wrong = np.flatnonzero(~np.isfinite(losses))
+def _refuse_nan(losses: np.ndarray, norms: np.ndarray, epoch: int, before: int, steps: int) -> None:
+    wrong = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
     if len(wrong):
-        step = before + int(wrong[0]) + 1
+        first = int(wrong[0])
+        step = before + first + 1
         raise GateRefused(
-            f"the loss is {losses[wrong[0]]} in epoch {epoch}, step {step} of {steps}: training has diverged, and "
-            "nothing was written. Likely causes: train.learning_rate is too high, data.value_range does not fit the "
-            "rows, or a layer divides by zero. Lower train.learning_rate first."
+            f"the loss is {losses[first]} and the gradients' norm {norms[first]} in epoch {epoch}, step {step} of "
+            f"{steps}: training has diverged, and nothing was written. Likely causes: train.learning_rate is too "
+            "high, data.value_range does not fit the rows, or a layer divides by zero. Lower train.learning_rate "
+            "first."
         )

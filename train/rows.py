@@ -57,7 +57,8 @@ def _read_csv(path: Path, suffix: str, width: int) -> tuple[Table | None, list[s
     except ValueError:
         numbers = None
     if numbers is None or numbers.shape != (len(lines), width + 1):
-        return None, _csv_faults(lines, width + 1)
+        unnamed = "a cell is no plain number, as 1 or -2.5e3"
+        return None, _csv_faults(lines, width + 1) or [unnamed]
     return Table(numbers[:, :-1], numbers[:, -1]), []
 
 
@@ -95,7 +96,9 @@ def _not_numbers(cells: list[str]) -> Iterator[tuple[int, str]]:
         return
     for column, cell in enumerate(cells, start=1):
         try:
-            float(cell)
+            float(
+                cell if "_" not in cell else "1_"
+            )  # Python reads 1_000 as a number; a data file has none such
         except ValueError:
             yield column, cell
 

@@ -16,7 +16,8 @@ def look(settings: Settings, state: Path) -> list[dict]:
     """What runs: a row per version, production's first.
 
     Each has environment, version, digest, role, weight (percent), pid, rest and grpc (HOST:PORT where
-    clients ask), alive, router_alive, and requests (answered so far; None where the router does not say).
+    clients ask), alive, router_alive, answers (whether clients are served there now), and requests (answered
+    so far; None where the router does not say).
     """
     from deploy import environment
 
@@ -42,12 +43,15 @@ def down(settings: Settings, state: Path) -> list[str]:
 
 
 def _look(settings: Settings, now, name: str) -> list[dict]:
-    counts = {}
+    from deploy import standing
+
+    counts, answers = {}, False
     if now.router and now.router.process.alive():
         try:
             counts = now.router.counts([one.version.key for one in now.placed], settings.canary.slow_ms)
         except ProgramFailed:
             counts = {}
+        answers = standing.answers(settings.target.address, getattr(settings, name).rest_port, settings.model)
     return [
         {
             "environment": name,
@@ -60,6 +64,7 @@ def _look(settings: Settings, now, name: str) -> list[dict]:
             "grpc": now.router.grpc if now.router else "",
             "alive": one.version.process.alive(),
             "router_alive": bool(now.router and now.router.process.alive()),
+            "answers": answers,
             "requests": counts[one.version.key].requests if one.version.key in counts else None,
         }
         for one in now.placed

@@ -66,6 +66,9 @@ class Target(Protocol):
     def alive(self, version: Version) -> bool:
         """Whether this very process still runs."""
 
+    def hangs(self, version: Version) -> bool:
+        """Whether it answers nothing though it runs; asks more than once."""
+
     def stop(self, version: Version, grace_s: float) -> None:
         """Ends a version, by force after `grace_s` seconds. No error if it has ended."""
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from deploy import ports, strays, web
+from deploy import ports, standing, strays, web
 from deploy.targets.base import Release, Version
 from pipeline import run
 from pipeline.errors import IntegrityError, ProgramFailed
@@ -64,6 +64,10 @@ class Local:
     def alive(self, version: Version) -> bool:
         """Whether this very process still runs."""
         return version.process.alive()
+
+    def hangs(self, version: Version) -> bool:
+        """Whether this process does not answer, though it may run."""
+        return standing.hangs("127.0.0.1", version.rest, self.settings.model)
 
     def stop(self, version: Version, grace_s: float) -> None:
         """Ends a version, by force after `grace_s` seconds."""

@@ -232,6 +232,22 @@ def test_candidate_that_dies_or_hangs_under_load_loses_no_request_and_is_rolled_
     assert world.why_not(first) is None
 
 
+@pytest.mark.parametrize("part", ["version", "router"])
+def test_production_that_hangs_is_seen_and_the_next_promotion_mends_it(world, part):
+    first = fake.publish(world.tmp_path, 1)
+    evidence = world.release(first)
+    now = read(world.state, "production")
+    hung = now.router.process if part == "router" else now.by_role("stable").version.process
+    os.kill(hung.pid, signal.SIGSTOP)
+    assert world.why_not(first) == "production does not answer on port 20311"
+    assert [row["answers"] for row in world.rows_of()] == [False]
+    promoted = rollout.promote(world.context(first, **{"canary/evidence": evidence}))
+    assert promoted.outcome is Outcome.PASSED
+    assert not hung.alive()
+    assert world.why_not(first) is None
+    assert [row["answers"] for row in world.rows_of()] == [True]
+
+
 def test_candidate_that_dies_by_itself_is_seen_though_clients_are_rescued(world):
     world.release(fake.publish(world.tmp_path, 1))
     result, evidence = world.canary(fake.publish(world.tmp_path, 2, die_after=10))
@@ -298,7 +314,7 @@ def test_dead_router_is_replaced_in_front_of_the_same_versions(world):
     world.release(first)
     pid = world.by_role()["stable"]["pid"]
     fake.kill(read(world.state, "production").router.process.pid)
-    assert "router" in world.why_not(first)
+    until(lambda: "router" in world.why_not(first))
     assert rollout.promote(world.context(first)).outcome is Outcome.PASSED
     assert world.by_role()["stable"]["pid"] == pid
     assert world.why_not(first) is None

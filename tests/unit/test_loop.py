@@ -33,6 +33,9 @@ def test_seed_and_epoch_decide_the_order_and_nothing_else():
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_loss_that_is_not_a_number_is_refused_with_its_epoch_and_step(wrong):
-    with pytest.raises(GateRefused, match=rf"the loss is {wrong} in epoch 3, step 52 of 90"):
-        loop._refuse_nan(np.array([0.5, wrong, np.nan]), 3, 50, 90)
-    loop._refuse_nan(np.array([0.5, 1e30]), 3, 50, 90)
+    fine = np.array([0.5, 1e30, 0])
+    with pytest.raises(GateRefused, match=rf"the loss is {wrong} .* in epoch 3, step 52 of 90"):
+        loop._refuse_nan(np.array([0.5, wrong, np.nan]), fine, 3, 50, 90)
+    with pytest.raises(GateRefused, match=rf"gradients' norm {wrong} in epoch 3, step 53 of 90"):
+        loop._refuse_nan(fine, np.array([0.5, 1, wrong]), 3, 50, 90)
+    loop._refuse_nan(fine, fine, 3, 50, 90)

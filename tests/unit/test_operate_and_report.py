@@ -114,6 +114,28 @@ def test_a_version_that_a_person_rolled_back_waits_for_a_person(approving):
     assert approval.approve(by_name).outcome is Outcome.PASSED
 
 
+def test_an_approval_is_used_up_once_production_has_moved_on(approving):
+    made, store = approving
+    folder = made.out / "approval"
+    folder.mkdir()
+    made = dataclasses.replace(made, inputs={"approve/approval": folder})
+    (folder / "approval.json").write_text(json.dumps({"digest": A, "at": "2026-02-01T00:00:00.000Z"}))
+    channel = store.append(store.channel("production"), entry(A, 1, at="2026-02-01T00:00:09.000Z"))
+    assert approval.withdrawn(made) is None
+    channel = store.append(channel, entry(B, 2, at="2026-02-02T00:00:00.000Z"))
+    assert "ann promoted v2 after it was given" in approval.withdrawn(made)
+    store.append(channel, entry(A, 1, at="2026-02-03T00:00:00.000Z"))
+    assert approval.withdrawn(made) is not None
+
+
+def test_a_version_that_was_let_in_again_after_its_rollback_needs_no_person_twice(approving):
+    made, store = approving
+    channel = store.append(store.channel("production"), entry(B, 2, "rollback", left=A))
+    channel = store.append(channel, entry(A, 1, "promote"))
+    store.append(channel, entry(B, 2, "promote"))
+    assert approval.approve(made).outcome is Outcome.PASSED
+
+
 def test_a_rollback_withdraws_the_approvals_before_it_and_none_after(approving):
     made, store = approving
     folder = made.out / "approval"
@@ -123,7 +145,7 @@ def test_a_rollback_withdraws_the_approvals_before_it_and_none_after(approving):
     assert approval.withdrawn(made) is None
     channel = store.append(store.channel("production"), entry(A, 1))
     store.append(channel, entry(B, 2, "rollback", "2026-03-01T00:00:00.000Z", left=A))
-    assert "ann rolled it back" in approval.withdrawn(made)
+    assert "ann rolled back to v2" in approval.withdrawn(made)
     (folder / "approval.json").write_text(json.dumps({"digest": A, "at": "2026-04-01T00:00:00.000Z"}))
     assert approval.withdrawn(made) is None
 

@@ -109,12 +109,20 @@ class _Reader:
         origin = typing.get_origin(kind)
         if origin is dict:
             entries = self.entries(node, path) or {}
+            self.check_names(entries, path, limits["names"])
             return types.MappingProxyType(
                 {name: self.bound(child, f"{path}.{name}") for name, child in entries.items()}
             )
         if origin is tuple:
             return self.sequence(typing.get_args(kind)[0], node, path, limits)
         return self.scalar(kind, node, path, limits)
+
+    def check_names(self, entries: Mapping, path: str, known: Mapping) -> None:
+        for name in entries:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
+                self.fault(self.lines[f"{path}.{name}"], f"{path}.{name}", f"is not a metric; {hint}")
 
     def bound(self, node: yaml.Node, path: str, only: str | None = None) -> Bound | None:
         entries = self.entries(node, path)

@@ -1,13 +1,26 @@
 """Every option of pipeline.yaml, frozen, with its bounds. The comments for people stand in pipeline.yaml."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SEVERITIES = ("UNKNOWN", "LOW", "MEDIUM", "HIGH", "CRITICAL")
+METRICS: Mapping[str, str] = {
+    "accuracy": "share of rows whose most probable class is the right one",
+    "worst_recall": "the lowest recall of any class",
+    "worst_precision": "the lowest precision of any class; 0 for a class that is never predicted",
+    "macro_f1": "mean over the classes of the harmonic mean of precision and recall",
+    "calibration_error": "expected calibration error: how far confidence is from accuracy, 15 equal bins",
+    "log_loss": "mean of -log(probability of the right class), in nats",
+}
+"""What evaluation measures (train/measure.py), and so what a gate may name."""
 _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
 
 
 def option(**limits) -> field:
-    """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (whole), `says`, `only` (bound)."""
+    """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (of the whole) and what it `says`.
+
+    For bounds: `only` this one of the two, and the `names` that may be bounded.
+    """
     return field(metadata=limits)
 
 
@@ -69,9 +82,9 @@ class Evaluate:
     """What the model must reach on held-out rows, alone and against the champion."""
 
     confidence: float = option(low=0.5, high=0.9999)
-    gates: dict[str, Bound] = option()
-    smoke_gates: dict[str, Bound] = option()
-    champion: dict[str, Bound] = option()
+    gates: dict[str, Bound] = option(names=METRICS)
+    smoke_gates: dict[str, Bound] = option(names=METRICS)
+    champion: dict[str, Bound] = option(names=METRICS)
 
 
 @dataclass(frozen=True)

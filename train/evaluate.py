@@ -20,8 +20,6 @@ def evaluate(context: Context) -> Result:
     and where there is a champion every bound on new minus champion, was measured and holds.
     """
     settings = context.settings.evaluate
-    gates.check_names(settings.gates, tuple(measure.METRICS), "evaluate.gates")
-    gates.check_names(settings.champion, tuple(measure.METRICS), "evaluate.champion")
     features, labels = data.load(context.inputs["data/rows"], "test")
     runtime.use_cpu()
     probabilities = answers.of_keras(weights.load(context.inputs["train/model"]), features)

@@ -1,11 +1,9 @@
 """Hold numbers against bounds. Nothing measured is never a pass. Pure."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import SettingsError
 from pipeline.settings import Bound
 from pipeline.stages import Decided, Outcome
 
@@ -44,19 +42,6 @@ class Verdict:
         ):
             digits += 1
         return f"{self.name} {self.number:.{digits}f}, the gate asks {word} {limit:.{digits}f}"
-
-
-def check_names(gates: Iterable[str], known: Sequence[str], where: str) -> None:
-    """Raises SettingsError naming every gate whose metric does not exist, with the nearest that does."""
-    faults = []
-    for name in gates:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {where}.{near[0]}?" if near else f"Metrics: {', '.join(known)}."
-        faults.append(f"pipeline.yaml: {where}.{name} is not a metric. {hint}")
-    if faults:
-        raise SettingsError("\n".join(faults))
 
 
 def judge(metrics: Mapping[str, float], gates: Mapping[str, Bound]) -> tuple[Verdict, ...]:

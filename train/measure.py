@@ -1,20 +1,13 @@
 """What is measured on held-out rows, and how sure that is. numpy alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
 
-METRICS: Mapping[str, str] = {
-    "accuracy": "share of rows whose most probable class is the right one",
-    "worst_recall": "the lowest recall of any class",
-    "worst_precision": "the lowest precision of any class; 0 for a class that is never predicted",
-    "macro_f1": "mean over the classes of the harmonic mean of precision and recall",
-    "calibration_error": "expected calibration error: how far confidence is from accuracy, 15 equal bins",
-    "log_loss": "mean of -log(probability of the right class), in nats",
-}
+from pipeline.settings import METRICS
 
 _BINS = 15
 _SEED = 0

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.errors import IntegrityError, SettingsError
+from pipeline.errors import IntegrityError
 from pipeline.stages import Outcome
 from tests import support
 from train import answers, runtime, signatures, weights
@@ -221,12 +221,6 @@ def test_evaluating_twice_writes_the_same_bytes(inputs, tmp_path):
     for name in ("one", "two"):
         evaluate(support.context(tmp_path / name, inputs=inputs))
     assert support.tree(tmp_path / "one" / "out") == support.tree(tmp_path / "two" / "out")
-
-
-def test_a_gate_for_an_unknown_metric_is_a_settings_error(inputs, tmp_path):
-    changes = {"evaluate.gates": {"acuracy": {"at_least": 0.9}}}
-    with pytest.raises(SettingsError, match=r"Did you mean evaluate\.gates\.accuracy\?"):
-        evaluate(support.context(tmp_path, inputs=inputs, changes=changes))
 
 
 def test_a_damaged_model_is_an_integrity_error_and_exports_nothing(inputs, tmp_path):

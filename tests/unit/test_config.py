@@ -159,3 +159,11 @@ def test_every_section_of_the_settings_is_frozen():
     sections = [f.type for f in dataclasses.fields(Settings)]
     assert len(sections) > 10
     assert Settings.__dataclass_params__.frozen
+
+
+def test_gates_on_metrics_that_do_not_exist_are_refused_all_at_once_with_the_nearest(write):
+    path = write(("    accuracy: {at_least: 0.95}", "    acuracy: {at_least: 0.95}\n    zzz: {at_most: 1}"))
+    first, second = faults(path)
+    assert first.endswith("evaluate.gates.acuracy: is not a metric; did you mean accuracy?")
+    assert "evaluate.gates.zzz: is not a metric; allowed: accuracy, worst_recall" in second
+    assert all(re.match(r"pipeline\.yaml:\d+: ", line) for line in (first, second))

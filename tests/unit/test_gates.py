@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from pipeline.errors import SettingsError
 from pipeline.settings import Bound
 from pipeline.stages import Outcome
 from train import gates
@@ -83,12 +82,3 @@ WORDS = {
 def test_a_verdict_reads_with_the_number_and_what_the_gate_asks(words, given):
     name, number, bound = given
     assert str(gates.judge({name: number}, {name: bound})[0]) == words
-
-
-def test_unknown_metrics_are_refused_all_at_once_with_the_nearest():
-    with pytest.raises(SettingsError) as caught:
-        gates.check_names(["accuracy", "acuracy", "zzz"], ["accuracy", "log_loss"], "evaluate.gates")
-    assert str(caught.value).splitlines() == [
-        "pipeline.yaml: evaluate.gates.acuracy is not a metric. Did you mean evaluate.gates.accuracy?",
-        "pipeline.yaml: evaluate.gates.zzz is not a metric. Metrics: accuracy, log_loss.",
-    ]

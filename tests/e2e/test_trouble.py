@@ -87,7 +87,6 @@ def unharmed(walk) -> None:
             3,
             "the gate asks at least 0.9999",
         ),
-        ("    accuracy: {at_least: 0.95}", "    acuracy: {at_least: 0.95}", "evaluate", 2, "accuracy"),
         ("latency_ms: {at_most: 250}", "latency_ms: {at_most: 0.001}", "staging", 3, "latency"),
         ("requests_at_least: 50", "requests_at_least: 1000000", "canary", 4, "request"),
         (

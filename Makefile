@@ -49,7 +49,7 @@ bench: $(LOCKED) ## Measure speed, with peers beside, as ratios
 
 lock: ## Write requirements.txt anew from requirements.in (needs uv)
 	@uv pip compile requirements.in --override requirements-override.txt --python-version 3.11 \
-	  --python-platform x86_64-unknown-linux-gnu --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
+	  --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
 
 setup: $(LOCKED) ## Make the locked environment (.venv), nothing else
 

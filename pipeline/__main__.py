@@ -7,16 +7,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import errors
 from pipeline.errors import SettingsError, TidegateError
 from pipeline.execution import Paths
 from pipeline.runner import Plan, Runner, needed
+from pipeline.settings import ROLES
 from pipeline.stages import BY_NAME
 
 _INTERRUPTED = 130
+_SHOWN = 20
 _EXIT_CODES = """exit codes: 0 done, 1 a bug, 2 settings or usage, 3 a gate refused, 4 could not measure,
 5 another program failed, 6 something is not what was signed, 7 lost a race"""
 
@@ -59,6 +61,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function, **options)
         return sub
 
+    _add_runs(command)
+    _add_looks(command)
+    _add_people(command)
+    return top
+
+
+def _add_runs(command: Callable) -> None:
+    """Commands that run stages, or say which would."""
     runs = command("run", "run stages, and what they need", _run, "run evaluate")
     runs.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(BY_NAME))
     runs.add_argument("--all", action="store_true", help="all stages, up to production")
@@ -68,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
     command("plan", "show which stages would run, and why", _plan, "plan")
     explains = command("explain", "say why a stage would run or not", _explain, "explain train")
     explains.add_argument("stage", metavar="STAGE", help=", ".join(BY_NAME))
+
+
+def _add_looks(command: Callable) -> None:
+    """Commands that look, and change nothing."""
     looks = command("status", "show what runs now, and what the channels name", _status, "status --json")
     looks.add_argument("--json", action="store_true", help="the same, for programs")
     past = command(
@@ -75,14 +89,61 @@ def parser() -> argparse.ArgumentParser:
     )
     past.add_argument("channel", nargs="?", default="production", help="staging or production (production)")
     past.add_argument("--at", metavar="TIME", help="only what was live at this time (ISO 8601)")
+    past.add_argument("--all", action="store_true", help=f"all entries, not only the newest {_SHOWN}")
     past.add_argument("--json", action="store_true", help="the same, for programs")
+    audits = command(
+        "verify",
+        "judge the evidence behind what a channel serves, or ever served",
+        _verify,
+        "verify production",
+    )
+    audits.add_argument("subject", help="production, staging, a version (v3) or an image (NAME@sha256:…)")
+    audits.add_argument("--json", action="store_true", help="the same, for programs")
+    draws = command(
+        "lineage", "draw what a version was made of, as Mermaid", _lineage, "lineage v3 > lineage.mmd"
+    )
+    draws.add_argument("subject", nargs="?", default="production", help="as for verify (production)")
+    looks = command(
+        "doctor", "show what this machine lacks, or the CI platform, with the remedy", _doctor, "doctor --ci"
+    )
+    looks.add_argument(
+        "--ci",
+        nargs="?",
+        const="auto",
+        choices=("auto", "gitlab", "github"),
+        help="ask GitLab or GitHub whether branches, environments, approvals and keys are as the gates need them",
+    )
+
+
+def _add_people(command: Callable) -> None:
+    """Commands by which a person lets in, takes out, or stops."""
     approves = command("approve", "let the digest in staging into production, by name", _approve, "approve")
     approves.add_argument("digest", nargs="?", help="refuse unless staging serves this digest (sha256:…)")
     backs = command("rollback", "put an earlier version back into production, at once", _rollback, "rollback")
     backs.add_argument("version", nargs="?", help="the version, as v3 or 3 (the one before)")
+    breaks = command(
+        "break-glass",
+        "put the published version into production without the usual evidence, in writing",
+        _break_glass,
+        'break-glass --reason "all answers are wrong since 14:00, and the fix cannot wait for a canary"',
+    )
+    breaks.add_argument(
+        "--reason", required=True, help="why; it is signed, and shown until it is followed up"
+    )
+    follows = command(
+        "follow-up",
+        "say what became of a break-glass",
+        _follow_up,
+        'follow-up --note "the fix was canaried the next day, see v9"',
+    )
+    follows.add_argument("--note", required=True, help="what was found and done")
+    makes = command("keygen", "make a key, and trust it with a role", _keygen, "keygen alice --role approver")
+    makes.add_argument("name", help="what history calls it")
+    makes.add_argument("--role", action="append", required=True, metavar="ROLE", help=", ".join(ROLES))
+    makes.add_argument(
+        "--identity", action="append", default=[], help="a commit address or login of whoever holds it"
+    )
     command("down", "stop staging and production on this machine", _down, "down")
-    command("doctor", "show what this machine lacks, with the remedy", _doctor, "doctor")
-    return top
 
 
 def _run(arguments, paths: Paths) -> int:
@@ -197,28 +258,36 @@ def _foreseen(plan: Plan | None, waits: Sequence[str]) -> str:
 def _status(arguments, paths: Paths) -> int:
     from pipeline import operate
 
-    seen = operate.status(Runner.open(paths))
+    runner = Runner.open(paths)
+    seen = operate.status(runner)
     if arguments.json:
         print(json.dumps(seen, indent=1))
     else:
-        operate.print_status(seen)
+        operate.print_status(seen, runner)
     return 0
 
 
 def _history(arguments, paths: Paths) -> int:
     import dataclasses
+    import itertools
 
     from pipeline import operate
 
-    entries = operate.history(Runner.open(paths), arguments.channel)
+    runner = Runner.open(paths)
+    channel = operate.channel(runner, arguments.channel)
     if arguments.at:
-        entries = operate.live_at(entries, arguments.at)
-    if arguments.at and not entries:
-        print(f"nothing was live at {arguments.at}", file=sys.stderr)
+        live = channel.live_at(operate.moment(arguments.at))
+        entries, more = [live] if live else [], 0
+    else:
+        entries = list(itertools.islice(channel.newest_first(), None if arguments.all else _SHOWN))
+        more = channel.revision - len(entries)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
-    elif entries or not arguments.at:
-        operate.print_history(entries)
+    elif entries:
+        operate.print_history(runner, entries, more)
+    else:
+        when = f" at {arguments.at}" if arguments.at else ""
+        print(f"nothing was live{when}" if when else "nothing was ever let in")
     return 0
 
 
@@ -255,6 +324,42 @@ def _rollback(arguments, paths: Paths) -> int:
     return 0
 
 
+def _verify(arguments, paths: Paths) -> int:
+    from pipeline import audit
+
+    found = audit.audit(Runner.open(paths), arguments.subject)
+    print(json.dumps(found.document(), indent=1) if arguments.json else "\n".join(audit.lines(found)))
+    return 0 if found.holds else errors.IntegrityError.exit_code
+
+
+def _lineage(arguments, paths: Paths) -> int:
+    from pipeline import audit
+
+    print(audit.mermaid(audit.audit(Runner.open(paths), arguments.subject)))
+    return 0
+
+
+def _break_glass(arguments, paths: Paths) -> int:
+    from pipeline import operate
+
+    print(operate.break_glass(Runner.open(paths), arguments.reason))
+    return 0
+
+
+def _follow_up(arguments, paths: Paths) -> int:
+    from pipeline import operate
+
+    print(operate.follow_up(Runner.open(paths), arguments.note))
+    return 0
+
+
+def _keygen(arguments, paths: Paths) -> int:
+    from pipeline import keygen
+
+    print(keygen.make(paths, arguments.name, arguments.role, arguments.identity))
+    return 0
+
+
 def _down(_, paths: Paths) -> int:
     from pipeline import operate
 
@@ -263,7 +368,13 @@ def _down(_, paths: Paths) -> int:
     return 0
 
 
-def _doctor(_, paths: Paths) -> int:
+def _doctor(arguments, paths: Paths) -> int:
+    if arguments.ci:
+        from pipeline import protection
+        from pipeline.trust import Trust
+
+        approves = Trust.load(paths.root).has_role("approver")
+        return protection.report(paths.root, vendor=arguments.ci, has_approver=approves)
     from pipeline import doctor
 
     return doctor.report(paths)

@@ -1,12 +1,14 @@
 """A person lets one digest in; on a laptop the pipeline does, for the local target, and says so."""
 
+import itertools
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.ci import LAPTOP
 from pipeline.stages import Context, Outcome, Result
-from pipeline.store import Entry, open_store
+from pipeline.store import Channel, Entry, open_store
 
 
 def approve(context: Context) -> Result:
@@ -24,7 +26,7 @@ def approve(context: Context) -> Result:
             "calls make approve.",
             digest=published["digest"],
         )
-    taken_back = _rolled_back(context, published["digest"])
+    taken_back = _rolled_back(_production(context), published)
     if automatic and taken_back:
         return Result(
             Outcome.FAILED,
@@ -57,22 +59,26 @@ def withdrawn(context: Context) -> str | None:
     So an approval lets a version in once; going back, or another version, uses it up.
     """
     approval = json.loads((context.inputs["approve/approval"] / "approval.json").read_bytes())
-    since = [e for e in _history(context) if e.at > approval["at"] and e.image != approval["digest"]]
-    if not since:
+    since = itertools.takewhile(lambda entry: entry.at > approval["at"], _production(context).newest_first())
+    others = [entry for entry in since if entry.image != approval["digest"]]
+    if not others:
         return None
-    what = "rolled back to" if since[0].why == "rollback" else "promoted"
-    return f"{since[0].by} {what} v{since[0].version} after it was given, at {since[0].at}"
+    first = others[-1]
+    what = "rolled back to" if first.why == "rollback" else "promoted"
+    return f"{first.by} {what} v{first.version} after it was given, at {first.at}"
 
 
-def _rolled_back(context: Context, digest: str) -> Entry | None:
+def _rolled_back(production: Channel, published: Mapping) -> Entry | None:
     """The rollback that took this image out of production, unless it was let in again since; None if none did."""
-    for entry in reversed(_history(context)):
-        if entry.why == "rollback" and entry.left == digest:
+    if production.live is None or published["version"] > production.live.highest:
+        return None  # it never was there, so a long history need not be read
+    for entry in production.newest_first():
+        if entry.why == "rollback" and entry.left == published["digest"]:
             return entry
-        if entry.image == digest and entry.why != "rollback":
+        if entry.image == published["digest"] and entry.why != "rollback":
             return None
     return None
 
 
-def _history(context: Context) -> tuple[Entry, ...]:
-    return open_store(context.settings.store, Path(context.root)).channel("production").history
+def _production(context: Context) -> Channel:
+    return open_store(context.settings.store, Path(context.root)).channel("production")

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from pipeline import config
+from pipeline.bucket_file import disk_errors
 from pipeline.errors import TidegateError
 from pipeline.stages import Context, Facts
-from pipeline.store import disk_errors
 
 _PR_SET_PDEATHSIG = 1
 

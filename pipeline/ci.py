@@ -55,8 +55,18 @@ def facts(root: Path, environ: Mapping[str, str] = os.environ) -> Facts:
         protected=is_protected(environ),
         merge_request=is_merge_request(environ),
         actor=environ.get("GITLAB_USER_LOGIN") or environ.get("GITHUB_ACTOR") or _person(root),
+        author=_git(root, "log", "-1", "--format=%ae", "--", *MODEL_SOURCES),
+        invocation=_invocation(environ),
         vendor=where,
     )
+
+
+def _invocation(environ: Mapping[str, str]) -> str:
+    """The address of this CI job; nothing on a laptop."""
+    if "GITHUB_RUN_ID" in environ:
+        place = f"{environ.get('GITHUB_SERVER_URL', '')}/{environ.get('GITHUB_REPOSITORY', '')}"
+        return f"{place}/actions/runs/{environ['GITHUB_RUN_ID']}/attempts/{environ.get('GITHUB_RUN_ATTEMPT', '1')}"
+    return environ.get("CI_JOB_URL", "")
 
 
 def _git(root: Path, *arguments: str) -> str:

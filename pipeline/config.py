@@ -20,7 +20,12 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Reads and checks a settings file.
+    """Reads and checks a settings file. See `read`; also checks what options ask of one another."""
+    return read(Settings, path, environ)
+
+
+def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ):
+    """Reads a YAML file into a frozen dataclass of `kind`, whose fields carry their limits (`settings.option`).
 
     `${NAME}`, `${NAME-default}` and `${NAME:-default}` are filled from `environ` as
     Compose does; `$$` is a dollar. Raises SettingsError with one line per fault, each
@@ -38,12 +43,12 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SettingsError(f"{path.name}:{line}: is not YAML: {error.problem}") from error
-    settings = reader.section(Settings, root, "")
-    if not reader.faults:
-        reader.check_relations(settings)
+    found = reader.section(kind, root, "")
+    if isinstance(found, Settings) and not reader.faults:
+        reader.check_relations(found)
     if reader.faults:
         raise SettingsError("\n".join(text for _, text in sorted(reader.faults)))
-    return settings
+    return found
 
 
 class _Reader:
@@ -109,20 +114,24 @@ class _Reader:
         origin = typing.get_origin(kind)
         if origin is dict:
             entries = self.entries(node, path) or {}
-            self.check_names(entries, path, limits["names"])
+            self.check_names(entries, path, limits)
+            of = typing.get_args(kind)[1]
             return types.MappingProxyType(
-                {name: self.bound(child, f"{path}.{name}") for name, child in entries.items()}
+                {name: self.value(of, child, f"{path}.{name}", {}) for name, child in entries.items()}
             )
         if origin is tuple:
             return self.sequence(typing.get_args(kind)[0], node, path, limits)
         return self.scalar(kind, node, path, limits)
 
-    def check_names(self, entries: Mapping, path: str, known: Mapping) -> None:
+    def check_names(self, entries: Mapping, path: str, limits: Mapping) -> None:
+        known = limits["names"]
         for name in entries:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
-                self.fault(self.lines[f"{path}.{name}"], f"{path}.{name}", f"is not a metric; {hint}")
+                self.fault(
+                    self.lines[f"{path}.{name}"], f"{path}.{name}", f"is not {limits['called']}; {hint}"
+                )
 
     def bound(self, node: yaml.Node, path: str, only: str | None = None) -> Bound | None:
         entries = self.entries(node, path)
@@ -147,7 +156,7 @@ class _Reader:
         if not isinstance(node, yaml.SequenceNode):
             self.fault(node.start_mark.line + 1, path, "must be a list, as [a, b]")
             return ()
-        return tuple(self.scalar(kind, item, f"{path}[{i}]", limits) for i, item in enumerate(node.value))
+        return tuple(self.value(kind, item, f"{path}[{i}]", limits) for i, item in enumerate(node.value))
 
     def scalar(self, kind: type, node: yaml.Node, path: str, limits: Mapping):
         line = node.start_mark.line + 1

@@ -108,9 +108,12 @@ class Digests:
 
     def derived(self, path: Path, what: str, compute: Callable[[str], object]):
         """`compute(text of the file)`, remembered by the file's content. `what` names the computation."""
-        name = f"{what}:{self.file(path)}"
+        return self.remember(f"{what}:{self.file(path)}", lambda: compute(path.read_text(encoding="utf-8")))
+
+    def remember(self, name: str, compute: Callable[[], object]):
+        """`compute()`, remembered by a name that says all that it depends on. An error is not remembered."""
         if name not in self._known:
-            self._known[name] = compute(path.read_text(encoding="utf-8"))
+            self._known[name] = compute()
             self._changed = True
         return self._known[name]
 

@@ -18,10 +18,11 @@ from pipeline.child import result_path
 from pipeline.digest import Digests
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
 from pipeline.key import LOCK
-from pipeline.record import Keys, Record
+from pipeline.keys import Signer
+from pipeline.record import Record
 from pipeline.settings import Bound, Settings
 from pipeline.stages import Decided, Facts, Outcome, Result, Stage
-from pipeline.store import FileStore
+from pipeline.store import Store
 
 _DAY_S = 86_400.0
 _BUG = 1
@@ -50,13 +51,18 @@ class Paths:
 
 @dataclass(frozen=True)
 class Work:
-    """A stage to be run: the key that its record will have, and the folders that it reads."""
+    """A stage to be run: the key that its record will have, and the folders that it reads.
+
+    `needs` names the records before it; `follows` and `reason` go into its own as they are.
+    """
 
     stage: Stage
     key: str
     key_parts: Mapping
     inputs: Mapping[str, Path | None]
     needs: Mapping[str, str]
+    follows: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,9 @@ class Executor:
 
     settings: Settings
     paths: Paths
-    store: FileStore
+    store: Store
     digests: Digests
-    keys: Keys
+    signer: Signer
     facts: Facts
 
     def execute(self, work: Work) -> Record:
@@ -80,7 +86,7 @@ class Executor:
         out = self.paths.build / ".work" / work.stage.name
         result = self._call(work, out)
         outputs = self._keep(work.stage, out, result)
-        made = self._record(work, result, outputs, started, time.monotonic() - clock)
+        made = self.record(work, result, outputs, started, time.monotonic() - clock)
         place = self.paths.build / work.stage.name
         shutil.rmtree(place, ignore_errors=True)
         out.replace(place)
@@ -129,7 +135,10 @@ class Executor:
             raise RuntimeError(f"{stage.function} passed, and did not write {', '.join(sorted(missing))}")
         return {f"{stage.name}/{name}": trees.keep(out / name, self.store, self.digests) for name in written}
 
-    def _record(self, work: Work, result: Result, outputs, started: str, seconds: float) -> Record:
+    def record(
+        self, work: Work, result: Result, outputs: Mapping[str, str], started: str, seconds: float
+    ) -> Record:
+        """Signs a record and keeps it."""
         made = Record(
             stage=work.stage.name,
             key=work.key,
@@ -146,8 +155,10 @@ class Executor:
             started=started,
             finished=now(),
             facts=dataclasses.asdict(self.facts),
+            follows=work.follows,
+            reason=work.reason,
         )
-        envelope = self.keys.sign(record.statement(made, work.stage.predicate))
+        envelope = record.sign(record.statement(made, work.stage.predicate), self.signer.crypto)
         name = made.finished.replace(":", "").replace("-", "")
         return dataclasses.replace(made, sha256=self.store.add_record(made.stage, made.key, name, envelope))
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from pipeline import ci, digest, key, trees
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
-from pipeline.execution import Work
-from pipeline.runner import Runner, deployment_lock
-from pipeline.stages import ROLLBACK, Outcome
-from pipeline.store import Entry
+from pipeline.execution import Work, now
+from pipeline.runner import Runner, check_clock, deployment_lock, needed
+from pipeline.stages import BREAK_GLASS, FOLLOW_UP, ROLLBACK, Outcome, Result, Stage
+from pipeline.store import Channel, Entry
 
 CHANNELS = ("staging", "production")
+_LOOKED_BACK = 100
 
 
 def _targets():
@@ -24,14 +28,16 @@ def _targets():
 def status(runner: Runner) -> dict:
     """What each channel names, and what runs, as plain values."""
     channels = {name: runner.store.channel(name).live for name in CHANNELS}
+    opened = unfollowed(runner, runner.store.channel("production"))
     return {
         "model": runner.settings.model,
+        "break_glass": dataclasses.asdict(opened) if opened else None,
         "channels": {name: dataclasses.asdict(live) if live else None for name, live in channels.items()},
         "running": _targets().look(runner.settings, runner.paths.state),
     }
 
 
-def print_status(seen: dict) -> None:
+def print_status(seen: dict, runner: Runner) -> None:
     """Status for a person (stdout)."""
     for name, live in seen["channels"].items():
         running = [row for row in seen["running"] if row["environment"] == name]
@@ -47,6 +53,8 @@ def print_status(seen: dict) -> None:
         for row in running:
             state = f"{row['weight']:>3} % of traffic" if row["alive"] else "DEAD"
             print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  pid {row['pid']}")
+        if name == "production" and seen["break_glass"]:
+            print(_alarm(Entry(**seen["break_glass"]), runner, "  let in without the usual evidence"))
 
 
 def _trouble(running: list[dict]) -> str | None:
@@ -58,20 +66,33 @@ def _trouble(running: list[dict]) -> str | None:
     return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}"
 
 
-def history(runner: Runner, channel: str) -> list[Entry]:
-    """A channel's entries, newest first. Raises SettingsError for a channel that does not exist."""
-    if channel not in CHANNELS:
-        raise SettingsError(f"{channel} is not a channel. Allowed: {', '.join(CHANNELS)}.")
-    return list(reversed(runner.store.channel(channel).history))
+def channel(runner: Runner, name: str) -> Channel:
+    """A channel. Raises SettingsError for one that does not exist."""
+    if name not in CHANNELS:
+        raise SettingsError(f"{name} is not a channel. Allowed: {', '.join(CHANNELS)}.")
+    return runner.store.channel(name)
 
 
-def print_history(entries: list[Entry]) -> None:
-    """A channel's history for a person (stdout)."""
-    if not entries:
-        print("nothing was ever let in")
+def print_history(runner: Runner, entries: Sequence[Entry], more: int = 0) -> None:
+    """Entries of a channel for a person (stdout), newest first; `more` older ones are not shown."""
     for entry in entries:
-        made = f"{entry.image[:19]}  {entry.why:<8}  {entry.by}  record {entry.evidence[:12]}"
-        print(f"{entry.at}  v{entry.version:<3} {made}")
+        made = f"{entry.image[:19]}  {entry.why:<11}  {entry.by}  record {entry.evidence[:12]}"
+        print(_alarm(entry, runner, f"{entry.at}  v{entry.version:<3} {made}"))
+    if more:
+        print(f"… and {more:,} before; --all shows them")
+
+
+def _alarm(entry: Entry, runner: Runner, line: str) -> str:
+    """The line, in red with its reason for a break-glass that nobody has followed up."""
+    if entry.why != BREAK_GLASS.name:
+        return line
+    after = followed_up(runner, entry)
+    if after:
+        return f"{line}\n    {after}"
+    node = runner.policy.examine(BREAK_GLASS.name, entry.evidence)
+    reason = node.record.reason if node.record else "its record cannot be read"
+    alarm = f'{line}\n    BREAK-GLASS, not followed up: "{reason}". python -m pipeline follow-up --note "…" closes it'
+    return f"\x1b[1;31m{alarm}\x1b[0m" if sys.stdout.isatty() else alarm
 
 
 def down(runner: Runner) -> list[str]:
@@ -80,73 +101,143 @@ def down(runner: Runner) -> list[str]:
         return _targets().down(runner.settings, runner.paths.state)
 
 
-def earlier(entries: tuple[Entry, ...], version: int | None) -> Entry:
+def earlier(production: Channel, version: int | None) -> Entry:
     """The entry to go back to: the version named, or the one that served before the live one was let in.
 
     Going back twice goes back two versions; it never returns to the version that was left.
     """
-    live = entries[-1] if entries else None
+    live = production.live
     if live is None:
         raise GateRefused("production never served anything; there is nothing to go back to.")
     if version is not None:
-        named = next((e for e in reversed(entries) if e.version == version), None)
+        named = production.of_version(version)
         if named is None:
-            known = ", ".join(f"v{n}" for n in sorted({e.version for e in entries}))
-            raise SettingsError(f"v{version} never was in production. These were: {known}.")
+            raise SettingsError(f"v{version} never was in production. `make history` shows what was.")
         if named.image == live.image:
             raise SettingsError(f"v{version} is what production serves now.")
         return named
-    let_in = max(i for i, e in enumerate(entries) if e.image == live.image and e.why != ROLLBACK.name)
-    before = [e for e in entries[:let_in] if e.image != live.image]
-    if not before:
+    entries = production.newest_first()
+    for entry in entries:
+        if entry.image == live.image and entry.why != ROLLBACK.name:
+            break
+    before = next((entry for entry in entries if entry.image != live.image), None)
+    if before is None:
         raise GateRefused(
             f"there is no version before v{live.version}. `make down` stops serving altogether."
         )
-    return before[-1]
+    return before
 
 
 def rollback(runner: Runner, version: int | None = None) -> str:
-    """Puts an earlier version back into production; returns one sentence."""
+    """Puts an earlier version back into production; returns one sentence.
+
+    All evidence that once let it in must still hold; how old it is does not matter.
+    """
+    refuse_unprotected("rollback")
+    with deployment_lock(runner.paths.state):
+        production = runner.store.channel("production")
+        goal = earlier(production, version)
+        return _put_live(runner, ROLLBACK, production, goal, {goal.why: goal.evidence})
+
+
+def break_glass(runner: Runner, reason: str) -> str:
+    """Puts the newest published version into production without staging, approval and canary; returns one sentence.
+
+    What built it is demanded all the same: its records from publish back to the commit. Raises SettingsError for
+    a reason of less than ten characters.
+    """
+    refuse_unprotected("break-glass")
+    if len(reason.strip()) < 10:
+        raise SettingsError(
+            f"--reason {reason!r} is no reason; write a sentence that will be read afterwards."
+        )
+    runner.recall(needed(["publish"]))
+    made = runner.done["publish"]
+    with deployment_lock(runner.paths.state):
+        production = runner.store.channel("production")
+        goal = runner.entry(production, made)
+        return _put_live(runner, BREAK_GLASS, production, goal, {"publish": made.sha256}, reason.strip())
+
+
+def follow_up(runner: Runner, note: str) -> str:
+    """Records what became of the open break-glass of production, signed by an approver; returns one sentence."""
+    opened = unfollowed(runner, runner.store.channel("production"))
+    if opened is None:
+        raise GateRefused("no break-glass waits for a follow-up.")
+    if len(note.strip()) < 10:
+        raise SettingsError(f"--note {note!r} says nothing; write what was found and done.")
+    parts = {"reads": {}, "break-glass": opened.evidence}
+    work = Work(
+        FOLLOW_UP, digest.of_json(parts), parts, {}, {"break-glass": opened.evidence}, "", note.strip()
+    )
+    result = Result(
+        Outcome.PASSED, f"{runner.facts.actor} followed up the break-glass of {opened.at}: {note.strip()}"
+    )
+    made = runner.executor.record(work, result, {}, now(), 0.0)
+    node = runner.policy.examine(FOLLOW_UP.name, made.sha256)
+    if node.faults:
+        raise GateRefused(f"the follow-up does not count: {'; '.join(node.faults)}")
+    return result.sentence
+
+
+def unfollowed(runner: Runner, production: Channel) -> Entry | None:
+    """The newest entry that a break-glass let in and nobody has followed up yet, among the last hundred."""
+    broken = (
+        e for e in itertools.islice(production.newest_first(), _LOOKED_BACK) if e.why == BREAK_GLASS.name
+    )
+    return next((entry for entry in broken if not followed_up(runner, entry)), None)
+
+
+def followed_up(runner: Runner, entry: Entry) -> str:
+    """What was said of a break-glass afterwards, by somebody who may; nothing while nobody did."""
+    key_of = digest.of_json({"reads": {}, "break-glass": entry.evidence})
+    for sha256 in runner.store.records(FOLLOW_UP.name, key_of):
+        node = runner.policy.examine(FOLLOW_UP.name, sha256)
+        if not node.faults and node.record.needs.get("break-glass") == entry.evidence:
+            return node.record.sentence
+    return ""
+
+
+def refuse_unprotected(what: str) -> None:
+    """Only a protected ref, or a person at a machine, may deploy."""
     if ci.vendor() != ci.LAPTOP and not ci.is_protected():
         raise GateRefused(
-            "rollback: only a protected ref may deploy, and CI says that this one is not protected."
+            f"{what}: only a protected ref may deploy, and CI says that this one is not protected."
         )
-    with deployment_lock(runner.paths.state):
-        channel = runner.store.channel("production")
-        goal = earlier(channel.history, version)
-        runner.keys.verify(runner.store.fetch_bytes(goal.evidence))
-        place = runner.paths.build / "rollback-to" / "published"
-        trees.place(goal.published, place, runner.store, runner.digests)
-        if json.loads((place / "published.json").read_bytes())["digest"] != goal.image:
-            raise IntegrityError(
-                f"v{goal.version}: the channel names {goal.image}, its evidence another image."
-            )
-        reads = {"publish/published": goal.published}
-        parts = key.parts(ROLLBACK, runner.settings, reads, runner.paths.root, runner.digests)
-        work = Work(
-            ROLLBACK, digest.of_json(parts), parts, {"publish/published": place}, {"promote": goal.evidence}
-        )
-        made = runner.executor.execute(work)
-        if made.outcome != Outcome.PASSED:
-            raise GateRefused(f"rollback: {made.sentence}")
-        entry = dataclasses.replace(
-            goal, by=runner.facts.actor, at=made.finished, why="rollback", evidence=made.sha256,
-            left=channel.live.image,
-        )  # fmt: skip
-        runner.store.append(channel, entry)
+
+
+def _put_live(
+    runner: Runner, stage: Stage, production: Channel, goal: Entry, needs: Mapping[str, str], reason: str = ""
+) -> str:
+    """Gives production to a version whose evidence holds; returns one sentence."""
+    check_clock(production)
+    runner.policy.demand(stage, needs, goal.image)
+    place = runner.paths.build / f"{stage.name}-to" / "published"
+    trees.place(goal.published, place, runner.store, runner.digests)
+    if json.loads((place / "published.json").read_bytes())["digest"] != goal.image:
+        raise IntegrityError(f"v{goal.version}: the channel names {goal.image}, its evidence another image.")
+    reads = {"publish/published": goal.published}
+    parts = key.parts(stage, runner.settings, reads, runner.paths.root, runner.digests)
+    inputs = {"publish/published": place}
+    work = Work(stage, digest.of_json(parts), parts, inputs, needs, production.head, reason)
+    made = runner.executor.execute(work)
+    if made.outcome != Outcome.PASSED:
+        raise GateRefused(f"{stage.name}: {made.sentence}")
+    entry = dataclasses.replace(
+        goal, by=runner.facts.actor, at=made.finished, why=stage.name, evidence=made.sha256,
+        left=production.live.image if production.live else "",
+    )  # fmt: skip
+    runner.store.append(production, entry)
     return made.sentence
 
 
-def live_at(entries: list[Entry], moment: str) -> list[Entry]:
-    """The entry that was live at a moment (ISO 8601; UTC where no zone is given), alone in a list, or none.
-
-    `entries` come newest first.
-    """
+def moment(text: str) -> str:
+    """A time (ISO 8601; UTC where no zone is given) as channels write theirs."""
     try:
-        wanted = datetime.fromisoformat(moment)
+        wanted = datetime.fromisoformat(text)
     except ValueError:
         raise SettingsError(
-            f"--at {moment!r} is not a time. Write it as 2026-01-31 or 2026-01-31T14:00:00Z."
+            f"--at {text!r} is not a time. Write it as 2026-01-31 or 2026-01-31T14:00:00Z."
         ) from None
     wanted = wanted if wanted.tzinfo else wanted.replace(tzinfo=UTC)
-    return [entry for entry in entries if datetime.fromisoformat(entry.at) <= wanted][:1]
+    return wanted.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,91 +1,246 @@
-"""Which records a channel demands; the verdict, with the reason for each.
+"""Which records let a version into a channel; the verdict on each, with its reasons.
 
-Nothing enters a channel because someone says so: the records of all stages before it must be in the
-store, signed by a key that this machine trusts, passed, and name one another's outputs by digest.
+Nothing enters a channel because someone says so. The records of all stages before it must be in the store, signed by
+a key that the repository trusts with that stage, passed, and name one another, and one another's outputs, by digest.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
-from pipeline.digest import Tree
+from pipeline import digest
 from pipeline.errors import GateRefused, IntegrityError
-from pipeline.record import Keys, Record
-from pipeline.stages import BY_NAME, CHAMPION, STAGES, Outcome, Stage
-from pipeline.store import FileStore
+from pipeline.record import Record
+from pipeline.settings import Demand, Settings, TrustedKey
+from pipeline.stages import ALL, BREAK_GLASS, CHAMPION, ROLLBACK, STAGES, Outcome, Stage
+from pipeline.store import Store
+from pipeline.trees import document
+from pipeline.trust import Trust
+
+# Who may sign a stage's record where the settings do not say.
+_SIGNERS: Mapping[str, tuple[str, ...]] = {
+    "approve": ("approver",),
+    "rollback": ("ci", "approver", "break-glass"),
+    "break-glass": ("break-glass",),
+    "follow-up": ("approver",),
+}
+# Stages whose record names the image itself.
+_OF_IMAGE = ("image", "scan", "publish", "staging", "approve", "canary", "promote", "rollback", "break-glass")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the policy says of one stage's record; `fault` is empty for one that holds."""
+class Node:
+    """A record in a tree of evidence, and what is wrong with it; `needs` are those before it, in its order."""
 
     stage: str
-    fault: str = ""
+    sha256: str
+    record: Record | None = None
+    key: TrustedKey | None = None
+    faults: tuple[str, ...] = ()
+    needs: tuple[Node, ...] = ()
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all behind it, each record once."""
+        seen: set[str] = set()
+        waiting = [self]
+        while waiting:
+            node = waiting.pop(0)
+            if node.sha256 not in seen:
+                seen.add(node.sha256)
+                yield node
+                waiting += node.needs
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong with this record and all behind it."""
+        return not any(node.faults for node in self.walk())
 
 
-def demanded(stage: Stage) -> list[str]:
-    """The stages whose records must hold before this one may feed its channel, in the table's order."""
-    found: set[str] = set()
-    waiting = list(stage.needs)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += BY_NAME[name].needs
-    return [row.name for row in STAGES if row.name in found]
+@dataclass
+class Policy:
+    """Judges evidence for a channel. `now` is the time that ages are measured at."""
+
+    settings: Settings
+    store: Store
+    trust: Trust
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _looked: dict[tuple, Node] = field(default_factory=dict)
+
+    def demand(self, stage: Stage, needs: Mapping[str, str], image: str) -> None:
+        """Raises GateRefused, with every reason, unless the records that `stage` stands on let it deploy `image`.
+
+        `needs` maps stages to the sha256 of their records.
+        """
+        demands = self.demands(stage)
+        faults = [f"{name}: has no record" for name in self.needed(stage) if name not in needs]
+        nodes = [self.examine(name, sha256, image, demands.get(name)) for name, sha256 in needs.items()]
+        bad = (f"{one.stage}: {fault}" for node in nodes for one in node.walk() for fault in one.faults)
+        faults += dict.fromkeys(bad)
+        if faults:
+            reasons = "\n".join(f"  {fault}" for fault in faults)
+            channel = stage.channel or stage.environment
+            raise GateRefused(f"the {channel} channel does not let this version in:\n{reasons}")
+
+    def needed(self, stage: Stage) -> tuple[str, ...]:
+        """The stages whose records this one's must name: those that it needs, and those that its channel demands."""
+        before = {*stage.needs, *self.demands(stage)}
+        return tuple(name for name in _before(stage) if name in before)
+
+    def demands(self, stage: Stage) -> Mapping[str, Demand]:
+        """What the settings ask of the records that a stage stands on.
+
+        Nothing of a rollback, which stands on the promotion that it goes back to, whatever its age; and
+        nothing of a break-glass, which stands on a person.
+        """
+        if not stage.deploys or stage in (ROLLBACK, BREAK_GLASS):
+            return {}
+        return getattr(self.settings.policy, stage.channel or stage.environment)
+
+    def examine(
+        self,
+        stage: str,
+        sha256: str,
+        image: str = "",
+        demand: Demand | None = None,
+        at: datetime | None = None,
+    ) -> Node:
+        """The tree of evidence behind a record, each with its faults. Never raises for what it finds there.
+
+        `image` is the image that it must be about ("" for any); `demand` is what a channel asks of this record, its
+        age measured `at` a time (now). What let a version into a channel is held to what that channel demands, at
+        its own time.
+        """
+        known = (stage, sha256, image, demand, at)
+        if known not in self._looked:
+            self._looked[known] = self._examine(stage, sha256, image, demand, at or self.now)
+        return self._looked[known]
+
+    def _examine(self, stage: str, sha256: str, image: str, demand: Demand | None, at: datetime) -> Node:
+        try:
+            signed = self.trust.verify(self.store.fetch_bytes(sha256))
+        except IntegrityError as error:
+            return Node(stage, sha256, faults=(str(error),))
+        made = signed.record
+        needs = tuple(self._behind(made, image))
+        behind = {node.stage: node.record for node in needs if node.record}
+        faults = [
+            *_kind_faults(made, stage),
+            *_role_faults(stage, signed.key, demand),
+            *_age_faults(made, demand, at),
+            *self._chain_faults(made, behind),
+            *_same_faults(made, behind),
+            *(
+                [f"is about {made.digest}, not {image}"]
+                if stage in _OF_IMAGE and image and made.digest != image
+                else []
+            ),
+        ]
+        if stage == "approve" and not faults:
+            faults += self._approval_faults(made, signed.key, behind)
+        return Node(stage, sha256, made, signed.key, tuple(faults), needs)
+
+    def _behind(self, made: Record, image: str) -> Iterator[Node]:
+        """The evidence that a record names."""
+        row = ALL.get(made.stage)
+        demands = self.demands(row) if row else {}
+        at = datetime.fromisoformat(made.finished)
+        for name, before in made.needs.items():
+            yield self.examine(name, before, image, demands.get(name), at if name in demands else None)
+
+    def _chain_faults(self, made: Record, behind: Mapping[str, Record]) -> list[str]:
+        """Whether the record names all that it must, and read what those wrote."""
+        row = ALL.get(made.stage)
+        demanded = self.needed(row) if row else ()
+        faults = [f"names no record of {name}" for name in demanded if name not in made.needs]
+        for output, tree in made.key_parts.get("reads", {}).items():
+            producer = behind.get(output.split("/")[0])
+            if f"?{output}" != CHAMPION and (producer is None or producer.outputs.get(output) != tree):
+                faults.append(f"read another {output} than the one recorded before it")
+        return faults
+
+    def _approval_faults(self, made: Record, key: TrustedKey, behind: Mapping[str, Record]) -> list[str]:
+        """Whether the approval names the published image, and its author another than the approver."""
+        try:
+            approved = document(made.outputs["approve/approval"], "approval.json", self.store)["digest"]
+        except (IntegrityError, KeyError) as error:
+            return [f"its approval cannot be read: {error}"]
+        faults = (
+            [] if approved == made.digest else [f"approves {approved}, and its record names {made.digest}"]
+        )
+        if self.settings.policy.author_may_approve:
+            return faults
+        author = behind["publish"].facts.get("author", "") if "publish" in behind else ""
+        approvers = {key.name, made.facts.get("actor", ""), *key.identities}
+        if not author:
+            return [
+                *faults,
+                "nobody knows who wrote the model's last commit, and its author may not approve it",
+            ]
+        return (
+            [*faults, f"{author} wrote the model's last commit, and may not approve it"]
+            if author in approvers
+            else faults
+        )
 
 
-def demand(stage: Stage, done: Mapping[str, Record], store: FileStore, keys: Keys) -> None:
-    """Raises GateRefused, with the reason for each, unless all demanded records hold."""
-    faults = [v for v in verdicts(stage, done, store, keys) if v.fault]
-    if faults:
-        reasons = "\n".join(f"  {v.stage}: {v.fault}" for v in faults)
-        raise GateRefused(f"the {stage.channel} channel does not let this version in:\n{reasons}")
+def _kind_faults(made: Record, stage: str) -> list[str]:
+    """Whether a record is what it is taken for."""
+    faults = []
+    if made.stage != stage:
+        faults.append(f"is a record of {made.stage}")
+    if made.outcome != Outcome.PASSED:
+        faults.append(f"ended as {made.outcome}: {made.sentence}")
+    if digest.of_json(made.key_parts) != made.key:
+        faults.append("its key is not that of what it says it read")
+    return faults
 
 
-def verdicts(stage: Stage, done: Mapping[str, Record], store: FileStore, keys: Keys) -> list[Verdict]:
-    """A verdict for each demanded record, in the table's order."""
-    return [Verdict(name, _fault(name, done, store, keys)) for name in demanded(stage)]
+def _role_faults(stage: str, key: TrustedKey, demand: Demand | None) -> list[str]:
+    allowed = (demand.signed_by,) if demand else _SIGNERS.get(stage, ("ci",))
+    if set(allowed) & set(key.roles):
+        return []
+    return [f"is signed by {key.name} ({', '.join(key.roles)}), and needs {' or '.join(allowed)}"]
 
 
-def _fault(name: str, done: Mapping[str, Record], store: FileStore, keys: Keys) -> str:
-    if name not in done:
-        return "has no record"
-    try:
-        found = keys.verify(store.fetch_bytes(done[name].sha256))
-    except IntegrityError as error:
-        return str(error)
-    if found.stage != name or found.outcome != Outcome.PASSED:
-        return f"the record is of {found.stage}, which ended as {found.outcome}"
-    fault = _chain_fault(found, done)
-    if name == "approve" and not fault:
-        fault = _approval_fault(found, done["publish"], store)
-    return fault
+def _age_faults(made: Record, demand: Demand | None, at: datetime) -> list[str]:
+    if demand is None:
+        return []
+    age = at - datetime.fromisoformat(made.finished)
+    if age <= timedelta(days=demand.max_age_days):
+        return []
+    days = age / timedelta(days=1)
+    again = (
+        "approve it again"
+        if made.stage == "approve"
+        else f"python -m pipeline run --force {made.stage} --all"
+    )
+    return [f"is {days:.1f} days old, at most {demand.max_age_days:g} are allowed: {again}"]
 
 
-def _chain_fault(found: Record, done: Mapping[str, Record]) -> str:
-    """Whether what the stage read is what the stages before it wrote."""
-    for output, tree in found.key_parts["reads"].items():
-        if f"?{output}" == CHAMPION:
-            continue
-        producer = done.get(output.split("/")[0])
-        if producer is None or producer.outputs.get(output) != tree:
-            return f"it read another {output} than the one recorded"
-    return ""
+def _same_faults(made: Record, behind: Mapping[str, Record]) -> list[str]:
+    """Whether model and locked environment are those of the records before."""
+    faults = []
+    for name, before in behind.items():
+        for what, old, new in (
+            ("model", _model(before), _model(made)),
+            ("locked environment", _environment(before), _environment(made)),
+        ):
+            if old and new and old != new:
+                faults.append(f"was made of another {what} than {name} before it ({new[:12]}, {old[:12]})")
+    return faults
 
 
-def _approval_fault(approval: Record, publish: Record, store: FileStore) -> str:
-    """Whether the approval names the very image that was published."""
-    approved = document(approval.outputs["approve/approval"], "approval.json", store)["digest"]
-    published = document(publish.outputs["publish/published"], "published.json", store)["digest"]
-    return "" if approved == published else f"approves {approved}, not {published}"
+def _model(made: Record) -> str:
+    return made.key_parts.get("settings", {}).get("model", "")
 
 
-def document(tree_digest: str, name: str, store: FileStore) -> dict:
-    """A JSON document of an output, from the store, verified. Raises IntegrityError if it is not there."""
-    for leaf in Tree.parse(store.fetch_bytes(tree_digest)).leaves:
-        if leaf.path == name:
-            return json.loads(store.fetch_bytes(leaf.sha256))
-    raise IntegrityError(f"the output {tree_digest} has no {name}")
+def _environment(made: Record) -> str:
+    return made.key_parts.get("environment", {}).get("requirements.txt", "")
+
+
+def _before(stage: Stage) -> tuple[str, ...]:
+    """The stages of the table that come before this one; all of them for one that is not in the walk."""
+    names = tuple(row.name for row in STAGES)
+    return names[: names.index(stage.name)] if stage.name in names else names

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
-from pipeline import ci, config, digest, key, policy, record, trees
+from pipeline import ci, config, digest, key, record, trees
 from pipeline.child import function
 from pipeline.digest import Digests
-from pipeline.errors import GateRefused, IntegrityError, LostRace, TidegateError
+from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
 from pipeline.execution import Executor, Paths, Work, decided_of
-from pipeline.record import Keys, Record
+from pipeline.keys import Signer
+from pipeline.locks import locked
+from pipeline.policy import Policy
+from pipeline.record import Record
 from pipeline.settings import Settings
 from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
-from pipeline.store import Channel, Entry, FileStore, locked, open_store
+from pipeline.store import Channel, Entry, Store, open_store
+from pipeline.trust import Trust
 
 _EXIT = {Outcome.PASSED: 0, Outcome.FAILED: 3, Outcome.NO_DATA: 4}
 _INTERRUPTED = 130
+_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Runner:
 
     settings: Settings
     paths: Paths
-    store: FileStore
+    store: Store
     digests: Digests
     approving: bool = False
     forced: frozenset[str] = frozenset()
@@ -80,19 +87,31 @@ class Runner:
 
     @cached_property
     def facts(self) -> Facts:
-        channels = (self.store.channel(name) for name in ("staging", "production"))
-        highest = max((entry.version for channel in channels for entry in channel.history), default=0)
+        live = (self.store.channel(name).live for name in ("staging", "production"))
+        highest = max((entry.highest for entry in live if entry), default=0)
         return dataclasses.replace(
             ci.facts(self.paths.root), approving=self.approving, highest_version=highest
         )
 
     @cached_property
-    def keys(self) -> Keys:
-        return Keys(self.paths.state)
+    def signer(self) -> Signer:
+        """What signs here. A protected ref in CI must be given its key; others make one that nobody else trusts."""
+        return Signer(self.paths.state, may_make=not ci.is_protected())
+
+    @cached_property
+    def trust(self) -> Trust:
+        """Whose records count: those of trust/, and on a laptop its own for its own target and store."""
+        at_home = self.settings.target.kind == "local" and self.settings.store.startswith("file:")
+        own = self.signer if at_home and ci.vendor() == ci.LAPTOP and self.signer.is_own else None
+        return Trust.load(self.paths.root, own)
+
+    @cached_property
+    def policy(self) -> Policy:
+        return Policy(self.settings, self.store, self.trust)
 
     @cached_property
     def executor(self) -> Executor:
-        return Executor(self.settings, self.paths, self.store, self.digests, self.keys, self.facts)
+        return Executor(self.settings, self.paths, self.store, self.digests, self.signer, self.facts)
 
     def walk(self, names: Iterable[str]) -> None:
         """Runs the named stages in the table's order; stops at the first that does not pass."""
@@ -140,7 +159,7 @@ class Runner:
         not change the key of the evaluation that led to it.
         """
         candidate = self.done["train"].outputs["train/model"]
-        others = (e for e in reversed(self.store.channel("production").history) if e.model != candidate)
+        others = (e for e in self.store.channel("production").newest_first() if e.model != candidate)
         return next(others, None)
 
     def _step(self, stage: Stage) -> None:
@@ -163,17 +182,19 @@ class Runner:
     def _run(self, plan: Plan) -> Record:
         """Runs a stage. One that feeds a channel is let in by the policy first; the channel moves once it passed."""
         stage, clock = plan.stage, time.monotonic()
-        needs = {name: self.done[name].sha256 for name in stage.needs}
         try:
             with deploying(stage, self.paths.state):
                 channel = self.store.channel(stage.channel) if stage.channel else None
+                needs = self._evidence(stage)
+                if stage.deploys:
+                    self.policy.demand(stage, needs, self.done["publish"].digest)
                 if channel is not None:
-                    policy.demand(stage, self.done, self.store, self.keys)
-                made = self.executor.execute(
-                    Work(stage, plan.key, plan.parts, self._input_folders(stage), needs)
-                )
+                    check_clock(channel)
+                head = channel.head if channel is not None else ""
+                work = Work(stage, plan.key, plan.parts, self._input_folders(stage), needs, head)
+                made = self.executor.execute(work)
                 if channel is not None and made.outcome == Outcome.PASSED:
-                    self.store.append(channel, self._entry(channel, made))
+                    self.store.append(channel, self.entry(channel, made))
                 return made
         except TidegateError as error:
             seconds = time.monotonic() - clock
@@ -185,7 +206,12 @@ class Runner:
             )
             raise
 
-    def _entry(self, channel: Channel, made: Record) -> Entry:
+    def _evidence(self, stage: Stage) -> dict[str, str]:
+        """The records that a stage's own will name: those that it needs, and those that its channel demands."""
+        names = self.policy.needed(stage)
+        return {name: self.done[name].sha256 for name in names if name in self.done}
+
+    def entry(self, channel: Channel, made: Record) -> Entry:
         published = json.loads((self.paths.build / "publish/published/published.json").read_bytes())
         return Entry(
             image=published["digest"],
@@ -202,11 +228,29 @@ class Runner:
 
     def _hit(self, stage: Stage, name: str) -> Record | None:
         """The newest passed record of this key."""
-        for envelope in reversed(self.store.records(stage.name, name)):
-            found = _readable(envelope, stage)
-            if found and found.outcome == Outcome.PASSED:
+        for sha256 in self.store.records(stage.name, name):
+            found = self._trusted(stage, sha256)
+            if found and found.key == name and found.outcome == Outcome.PASSED:
                 return found
         return None
+
+    def _trusted(self, stage: Stage, sha256: str) -> Record | None:
+        """A record that counts here; None, and a word of it, for another: the stage then counts as not run.
+
+        Where nothing can be deployed from, as in a merge request, no key is trusted, and any whole record counts.
+        """
+        try:
+            if ci.vendor() != ci.LAPTOP and not ci.is_protected():
+                found = record.read(self.store.fetch_bytes(sha256))
+            else:
+                fetch = functools.partial(self.store.fetch_bytes, sha256)
+                found = self.trust.remembered(sha256, fetch, self.digests.remember).record
+            if found.stage != stage.name:
+                raise IntegrityError(f"the record {sha256[:12]} is of {found.stage}")
+            return found
+        except IntegrityError as error:
+            print(f"{stage.name}: {error}; it is not used", file=sys.stderr, flush=True)
+            return None
 
     def _why(self, stage: Stage, hit: Record | None, parts: Mapping) -> list[str]:
         """Why a stage has to run; nothing if the hit still holds."""
@@ -227,9 +271,9 @@ class Runner:
         newest = self.store.newest_record(stage.name)
         if newest is None:
             return ["it has never run"]
-        last = _readable(newest, stage)
+        last = self._trusted(stage, newest)
         if last is None:
-            return ["its newest record is damaged"]
+            return ["its newest record does not count"]
         return key.differences(last.key_parts, parts) or [f"it last ended as {last.outcome}"]
 
     def _alive_context(self, stage: Stage, hit: Record) -> Context:
@@ -258,13 +302,14 @@ class Runner:
         }
 
 
-def _readable(envelope: bytes, stage: Stage) -> Record | None:
-    """A record; None, and a word of it, for one that is damaged: the stage then counts as not run."""
-    try:
-        return record.read(envelope)
-    except IntegrityError as error:
-        print(f"{stage.name}: {error}; it is not used", file=sys.stderr, flush=True)
-        return None
+def check_clock(channel: Channel) -> None:
+    """Raises ProgramFailed where this machine's clock is far behind the channel's last entry."""
+    now = datetime.now(UTC)
+    if channel.live and datetime.fromisoformat(channel.live.at) > now + _SKEW:
+        raise ProgramFailed(
+            f"{channel.name} was changed at {channel.live.at}, and here it is {now:%Y-%m-%dT%H:%M:%SZ}: one of the two "
+            "clocks is wrong. Set this machine's clock (timedatectl), or wait."
+        )
 
 
 def refuse_unprotected(wanted: set[str]) -> None:

@@ -13,13 +13,18 @@ METRICS: Mapping[str, str] = {
     "log_loss": "mean of -log(probability of the right class), in nats",
 }
 """What evaluation measures (train/measure.py), and so what a gate may name."""
+ROLES = ("ci", "approver", "break-glass")
+STAGE_NAMES = (
+    "check", "data", "train", "evaluate", "export", "image", "scan", "publish", "staging", "approve", "canary",
+)  # fmt: skip
+"""What a channel may demand a record of (pipeline/stages.py, without what feeds production itself)."""
 _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
 
 
 def option(**limits) -> field:
     """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (of the whole) and what it `says`.
 
-    For bounds: `only` this one of the two, and the `names` that may be bounded.
+    For a bound: `only` this one of the two. For a mapping: the `names` that it may have, each `called` so.
     """
     return field(metadata=limits)
 
@@ -82,9 +87,9 @@ class Evaluate:
     """What the model must reach on held-out rows, alone and against the champion."""
 
     confidence: float = option(low=0.5, high=0.9999)
-    gates: dict[str, Bound] = option(names=METRICS)
-    smoke_gates: dict[str, Bound] = option(names=METRICS)
-    champion: dict[str, Bound] = option(names=METRICS)
+    gates: dict[str, Bound] = option(names=METRICS, called="a metric")
+    smoke_gates: dict[str, Bound] = option(names=METRICS, called="a metric")
+    champion: dict[str, Bound] = option(names=METRICS, called="a metric")
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,51 @@ class Production:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What a channel asks of a stage's record: a signature by a key of this role, and that it is not too old."""
+
+    signed_by: str = option(choices=ROLES)
+    max_age_days: float = option(low=1e-6, high=36_500)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What lets a version into each channel."""
+
+    staging: dict[str, Demand] = option(names=STAGE_NAMES, called="a stage")
+    production: dict[str, Demand] = option(names=STAGE_NAMES, called="a stage")
+    author_may_approve: bool = option()
+
+
+@dataclass(frozen=True)
+class TrustedKey:
+    """A public key and what it may sign (trust/roles.yaml)."""
+
+    name: str = option(pattern=r"[A-Za-z0-9][A-Za-z0-9@._-]*", says="letters, digits and @ . _ -")
+    file: str = option(pattern=r"[A-Za-z0-9][A-Za-z0-9@._-]*", says="a file's name in trust/")
+    roles: tuple[str, ...] = option(choices=ROLES)
+    identities: tuple[str, ...] = field(default=(), metadata={})
+    until: str = field(
+        default="", metadata={"pattern": r"(\d{4}-\d{2}-\d{2})?", "says": "a date, as 2027-12-31"}
+    )
+    revoked: bool = field(default=False, metadata={})
+
+
+@dataclass(frozen=True)
+class TrustFile:
+    """trust/roles.yaml, checked."""
+
+    keys: tuple[TrustedKey, ...] = option()
+
+
+@dataclass(frozen=True)
 class Settings:
     """pipeline.yaml, checked."""
 
     model: str = option(pattern=_NAME, says="lower-case letters and digits, joined by . _ or -")
-    store: str = option(pattern=r"file:\S+", says="file:PATH")
+    store: str = option(
+        pattern=r"file:\S+|s3://[a-z0-9][a-z0-9.-]+(/\S*)?", says="file:PATH or s3://BUCKET/PREFIX"
+    )
     check: Check
     data: Data
     train: Train
@@ -187,3 +232,4 @@ class Settings:
     staging: Staging
     canary: Canary
     production: Production
+    policy: Policy

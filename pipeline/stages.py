@@ -65,6 +65,8 @@ class Facts:
     protected: bool = False
     merge_request: bool = False
     actor: str = ""
+    author: str = ""
+    invocation: str = ""
     vendor: str = "laptop"
     approving: bool = False
     highest_version: int = 0
@@ -313,3 +315,31 @@ ROLLBACK = Stage(
     channel="production",
     deploys=True,
 )
+
+# A person puts a published version into production without the evidence that is usually demanded, in writing.
+BREAK_GLASS = Stage(
+    "break-glass",
+    "put a published version into production without the usual evidence",
+    "deploy.rollout.rollback",
+    outputs=("evidence",),
+    reads=("publish/published",),
+    settings=("model", "target", "production", "publish"),
+    predicate="https://tidegate.dev/break-glass/v1",
+    protected=True,
+    environment="production",
+    manual=True,
+    channel="production",
+    deploys=True,
+)
+
+# A person says what became of a break-glass. It runs nothing.
+FOLLOW_UP = Stage(
+    "follow-up",
+    "say what became of a break-glass",
+    "",
+    outputs=(),
+    predicate="https://tidegate.dev/follow-up/v1",
+    manual=True,
+)
+
+ALL: Mapping[str, Stage] = {**BY_NAME, **{stage.name: stage for stage in (ROLLBACK, BREAK_GLASS, FOLLOW_UP)}}

@@ -1,29 +1,33 @@
-"""Blobs, records and channels, on disk.
+"""Blobs, records and channels, in a bucket.
 
-    blobs/sha256/ab/abcd…      content-addressed, read-only
-    records/STAGE/KEY/NAME     signed envelopes; NAME sorts by time
-    records/STAGE/newest       the path of the stage's newest record
-    channels/NAME.json         a channel with its whole history, replaced by rename under a lock
+    blobs/sha256/ab/abcd…               content-addressed
+    records/STAGE/KEY/TIME-SHA256       an empty object that names a record, whose envelope is a blob
+    records/STAGE/newest                the newest of a stage, as KEY/TIME-SHA256
+    channels/NAME/0000000007.json       an entry of a channel: created once, never changed
+    channels/NAME.json                  how many entries there are: a hint, since a reader looks for more
+    channels/NAME/version/3             the newest entry of a version: a hint
 
-Nothing is visible before it is whole: everything is written beside its place, synced, and renamed.
+What decides is what is created: the blob of a record before its name, an entry before any hint. So whoever is killed
+between leaves nothing torn, and of two that append at the same moment exactly one creates the entry.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import digest
-from pipeline.errors import IntegrityError, LostRace, ProgramFailed, SettingsError
+from pipeline.buckets import Bucket, open_bucket
+from pipeline.errors import IntegrityError, LostRace
 
+SMALL_BYTES = 16 << 20
+"""More than any record, tree or channel entry has; more than that is not read."""
+
+_RECORD_NAME = re.compile(r"[0-9a-f]{64}/[0-9TZ.]+-(?P<sha256>[0-9a-f]{64})")
 _LOST = (
     "Bring it back from a copy of the store. What the files here make is made again by "
     "`python -m pipeline run --force STAGE --all`; a champion of other files only by running their commit again."
@@ -35,7 +39,9 @@ class Entry:
     """A line of a channel's history: which image became live, when, by whom, why, on what evidence.
 
     `image` is the image's manifest digest; `published`, `model` and `savedmodel` are tree digests of outputs;
-    `evidence` is the digest of the record that let it in; `left` is the image that was live before.
+    `evidence` is the digest of the record that let it in; `left` is the image that was live before; `highest` the
+    highest version that the channel ever had; `previous` the sha256 of the entry before, so that none can be
+    taken out or changed without breaking the chain.
     """
 
     image: str
@@ -48,201 +54,206 @@ class Entry:
     why: str
     evidence: str
     left: str = ""
+    highest: int = 0
+    previous: str = ""
+
+    def document(self) -> bytes:
+        """The entry as it is kept: canonical JSON."""
+        return digest.canonical(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel as read: its history, oldest first. Its revision is the history's length."""
+    """A channel as read: how many entries it has, the live one, and that one's sha256."""
 
     name: str
-    history: tuple[Entry, ...] = ()
+    revision: int = 0
+    live: Entry | None = None
+    head: str = ""
+    _store: Store | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def live(self) -> Entry | None:
-        return self.history[-1] if self.history else None
+    def newest_first(self) -> Iterator[Entry]:
+        """All entries, read as they are asked for. Raises IntegrityError where the chain is broken."""
+        entry = self.live
+        for revision in range(self.revision - 1, -1, -1):
+            yield entry
+            if revision:
+                before, sha256 = self._store.entry(self.name, revision)
+                if sha256 != entry.previous:
+                    raise IntegrityError(
+                        f"{self.name}: entry {revision} is not the one that entry {revision + 1} followed: the history "
+                        "was changed"
+                    )
+                entry = before
+
+    def live_at(self, moment: str) -> Entry | None:
+        """The entry that was live at a moment (UTC, ISO 8601 as `Entry.at`); None before the first."""
+        low, high = 0, self.revision
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._store.entry(self.name, middle)[0].at <= moment:
+                low = middle
+            else:
+                high = middle - 1
+        return self._store.entry(self.name, low)[0] if low else None
+
+    def of_version(self, version: int) -> Entry | None:
+        """The newest entry of a version."""
+        return self._store.entry_of_version(self, version)
 
 
-def open_store(address: str, root: Path) -> FileStore:
+def open_store(address: str, root: Path) -> Store:
     """The store that `settings.store` names; a relative path is relative to the repository."""
-    kind, _, place = address.partition(":")
-    if kind != "file":
-        raise SettingsError(f"store {address!r}: only file:PATH is a store")
-    return FileStore(root / place)
+    return Store(open_bucket(address, root))
 
 
-class FileStore:
-    """A store in a folder. Any number of processes may use it at once."""
+class Store:
+    """What lasts. Any number of processes, on any number of machines, may use it at once."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, bucket: Bucket):
+        self.bucket = bucket
+
+    # --- blobs ---
 
     def has(self, sha256: str, size: int) -> bool:
         """Whether a blob is there, whole as far as its size tells (its content is verified when it is read)."""
-        try:
-            return self._blob(sha256).stat().st_size == size
-        except OSError:
-            return False
+        return self.bucket.size(blob(sha256)) == size
 
     def put(self, path: Path, sha256: str) -> None:
         """Keeps a copy of a file. Raises IntegrityError if its content is not `sha256`."""
-        if self.has(sha256, path.stat().st_size):
-            return
-        with self._arriving(self._blob(sha256)) as partial:
-            _copy(path, partial, sha256, str(path))
-            partial.chmod(0o444)
+        if not self.has(sha256, path.stat().st_size):
+            self.bucket.upload(blob(sha256), path, sha256)
 
     def put_bytes(self, data: bytes) -> str:
         """Keeps some bytes; returns their sha256."""
         name = digest.of_bytes(data)
         if not self.has(name, len(data)):
-            with self._arriving(self._blob(name)) as partial:
-                _write(partial, data)
+            self.bucket.write(blob(name), data)
         return name
 
     def fetch(self, sha256: str, to: Path) -> None:
         """Copies a blob out. Raises IntegrityError, naming it, if it is missing or not what its name says."""
-        _copy(self._blob(sha256), to, sha256, f"blob {sha256} of the store")
+        if not self.bucket.download(blob(sha256), to, sha256):
+            raise self._lost(sha256)
 
     def fetch_bytes(self, sha256: str) -> bytes:
         """A small blob's bytes, verified."""
-        try:
-            data = self._blob(sha256).read_bytes()
-        except FileNotFoundError:
-            raise IntegrityError(f"blob {sha256} is not in the store {self.root}. {_LOST}") from None
+        data = self.bucket.read(blob(sha256), SMALL_BYTES)
+        if data is None:
+            raise self._lost(sha256)
         if digest.of_bytes(data) != sha256:
-            raise IntegrityError(
-                f"blob {sha256} of the store is damaged; delete {self._blob(sha256)} and run again"
-            )
+            place = self.bucket.where(blob(sha256))
+            raise IntegrityError(f"blob {sha256} of the store is damaged; delete {place} and run again")
         return data
 
+    def _lost(self, sha256: str) -> IntegrityError:
+        return IntegrityError(
+            f"blob {sha256} is not in the store: {self.bucket.where(blob(sha256))} is missing. {_LOST}"
+        )
+
+    # --- records ---
+
     def add_record(self, stage: str, key: str, name: str, envelope: bytes) -> str:
-        """Keeps a record; returns its sha256. `name` must sort by time."""
+        """Keeps a record; returns its sha256. `name` is its time, and sorts by it."""
         sha256 = self.put_bytes(envelope)
-        folder = self.root / "records" / stage / key
-        with self._arriving(folder / f"{name}-{sha256[:12]}.json") as partial:
-            _write(partial, envelope)
-        with self._arriving(self.root / "records" / stage / "newest") as partial:
-            _write(partial, f"{key}/{name}-{sha256[:12]}.json".encode())
+        self.bucket.write(f"records/{stage}/{key}/{name}-{sha256}", b"")
+        self.bucket.write(f"records/{stage}/newest", f"{key}/{name}-{sha256}".encode())
         return sha256
 
-    def records(self, stage: str, key: str) -> list[bytes]:
-        """The records of a stage for a key, oldest first."""
-        folder = self.root / "records" / stage / key
-        try:
-            names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".json"))
-        except FileNotFoundError:
-            return []
-        except NotADirectoryError:
-            raise SettingsError(
-                f"store: {folder} cannot be a folder, because a part of it is a file"
-            ) from None
-        return [(folder / name).read_bytes() for name in names]
+    def records(self, stage: str, key: str) -> Iterator[str]:
+        """The sha256 of each record of a stage for a key, newest first."""
+        folder = f"records/{stage}/"
+        for item in reversed(list(self.bucket.items(f"{folder}{key}/"))):
+            named = _RECORD_NAME.fullmatch(item.path.removeprefix(folder))
+            if named:
+                yield named["sha256"]
 
-    def newest_record(self, stage: str) -> bytes | None:
-        """The newest record of a stage, whatever its key; None if there is none."""
-        folder = self.root / "records" / stage
-        try:
-            return (folder / (folder / "newest").read_text()).read_bytes()
-        except FileNotFoundError:
-            return None
+    def newest_record(self, stage: str) -> str | None:
+        """The sha256 of the newest record of a stage, whatever its key; None if there is none."""
+        said = self.bucket.read(f"records/{stage}/newest", 1024)
+        named = _RECORD_NAME.fullmatch(said.decode(errors="replace")) if said else None
+        return named["sha256"] if named else None
+
+    # --- channels ---
 
     def channel(self, name: str) -> Channel:
-        """A channel with its history; an empty one if nothing ever went live."""
-        path = self.root / "channels" / f"{name}.json"
-        try:
-            rows = json.loads(path.read_bytes())["history"]
-            return Channel(name, tuple(Entry(**row) for row in rows))
-        except FileNotFoundError:
-            return Channel(name)
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f"channel {name} ({path}) is not readable: {error}") from error
+        """A channel as it is now; an empty one if nothing ever went live."""
+        revision = self._hint(f"channels/{name}.json")
+        found = self._entry(name, revision) if revision else None
+        if revision and found is None:
+            raise IntegrityError(
+                f"channel {name}: entry {revision}, which {self.bucket.where(f'channels/{name}.json')} names, is gone"
+            )
+        while (newer := self._entry(name, revision + 1)) is not None:
+            revision, found = revision + 1, newer
+        return Channel(name, revision, *found, self) if found else Channel(name, _store=self)
 
     def append(self, seen: Channel, entry: Entry) -> Channel:
         """Makes `entry` the live one, if the channel is still as it was `seen`; raises LostRace otherwise."""
-        path = self.root / "channels" / f"{seen.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock")):
+        revision = seen.revision + 1
+        highest = max(entry.version, seen.live.highest if seen.live else 0)
+        at = max(entry.at, seen.live.at) if seen.live else entry.at  # clocks differ a little between machines
+        entry = dataclasses.replace(entry, highest=highest, at=at, previous=seen.head)
+        data = entry.document()
+        if not self.bucket.create(_entry_path(seen.name, revision), data):
             now = self.channel(seen.name)
-            if now != seen:
-                raise LostRace(
-                    f"{seen.name} was changed meanwhile: {now.live.by} made v{now.live.version} live at {now.live.at}. "
-                    "Look at `make status`, then run again."
-                )
-            changed = Channel(seen.name, (*seen.history, entry))
-            document = {"channel": seen.name, "history": [dataclasses.asdict(row) for row in changed.history]}
-            with self._arriving(path) as partial:
-                _write(partial, json.dumps(document, indent=1).encode())
-        return changed
+            raise LostRace(
+                f"{seen.name} was changed meanwhile: {now.live.by} made v{now.live.version} live at {now.live.at}. "
+                "Look at `make status`, then run again."
+            )
+        self.bucket.write(f"channels/{seen.name}.json", json.dumps({"revision": revision}).encode())
+        self.bucket.write(
+            _version_path(seen.name, entry.version), json.dumps({"revision": revision}).encode()
+        )
+        return Channel(seen.name, revision, entry, digest.of_bytes(data), self)
 
-    def _blob(self, sha256: str) -> Path:
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-            raise IntegrityError(f"{sha256!r} is not a sha256")
-        return self.root / "blobs" / "sha256" / sha256[:2] / sha256
+    def entry(self, name: str, revision: int) -> tuple[Entry, str]:
+        """An entry of a channel, and its sha256. Raises IntegrityError where it is gone or not readable."""
+        found = self._entry(name, revision)
+        if found is None:
+            raise IntegrityError(
+                f"channel {name}: entry {revision} ({self.bucket.where(_entry_path(name, revision))}) is gone"
+            )
+        return found
 
-    @contextlib.contextmanager
-    def _arriving(self, place: Path) -> Iterator[Path]:
-        """A path beside `place`, which takes its place, synced, if the block succeeds."""
-        with disk_errors(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f".{place.name}.{os.getpid()}")
-            try:
-                yield partial
-                partial.replace(place)
-            finally:
-                partial.unlink(missing_ok=True)
+    def entry_of_version(self, channel: Channel, version: int) -> Entry | None:
+        """The newest entry of a version: where the hint says, or wherever it is."""
+        revision = self._hint(_version_path(channel.name, version))
+        if revision and (found := self._entry(channel.name, revision)) and found[0].version == version:
+            return found[0]
+        return next((entry for entry in channel.newest_first() if entry.version == version), None)
 
-
-@contextlib.contextmanager
-def locked(path: Path, busy: Callable[[str], Exception] | None = None) -> Iterator[None]:
-    """Holds a lock file. Waits for it; or, given `busy`, raises `busy(what the holder wrote)` at once."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+")
-    with handle:
+    def _entry(self, name: str, revision: int) -> tuple[Entry, str] | None:
+        path = _entry_path(name, revision)
+        data = self.bucket.read(path, SMALL_BYTES)
+        if data is None:
+            return None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            handle.seek(0)
-            raise busy(handle.read().strip()) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()}")
-        handle.flush()
-        yield
-
-
-@contextlib.contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into an error that a person can act on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
-            raise ProgramFailed(
-                f"{place} could not be written: {error.strerror}. Nothing half-written was kept; "
-                "make room or mend the permissions, then run again."
+            return Entry(**json.loads(data)), digest.of_bytes(data)
+        except (ValueError, TypeError) as error:
+            raise IntegrityError(
+                f"channel {name}: {self.bucket.where(path)} is not readable: {error}"
             ) from error
-        raise
+
+    def _hint(self, path: str) -> int:
+        """A revision that a hint names; 0 where it says nothing: hints cost time when they are wrong, never truth."""
+        said = self.bucket.read(path, 1024)
+        try:
+            return max(0, int(json.loads(said)["revision"])) if said else 0
+        except (ValueError, TypeError, KeyError):
+            return 0
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+def blob(sha256: str) -> str:
+    """The path of a blob. Raises IntegrityError for what is no sha256."""
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise IntegrityError(f"{sha256!r} is not a sha256")
+    return f"blobs/sha256/{sha256[:2]}/{sha256}"
 
 
-def _copy(source: Path, to: Path, sha256: str, what: str) -> None:
-    """Copies a file while hashing it; removes the copy and raises IntegrityError if the hash is another."""
-    hasher = hashlib.sha256()
-    try:
-        with source.open("rb") as reader, to.open("wb") as writer:
-            while piece := reader.read(digest.CHUNK_BYTES):
-                hasher.update(piece)
-                writer.write(piece)
-            writer.flush()
-            os.fsync(writer.fileno())
-    except FileNotFoundError:
-        raise IntegrityError(f"{what} is missing. {_LOST}") from None
-    if hasher.hexdigest() != sha256:
-        to.unlink()
-        raise IntegrityError(f"{what} has sha256 {hasher.hexdigest()}, not {sha256}; it is not used")
+def _entry_path(name: str, revision: int) -> str:
+    return f"channels/{name}/{revision:010d}.json"
+
+
+def _version_path(name: str, version: int) -> str:
+    return f"channels/{name}/version/{version}"

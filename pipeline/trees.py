@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.digest import Digests, Tree
 from pipeline.errors import IntegrityError
-from pipeline.store import FileStore
+from pipeline.store import Store
+
+_AT_ONCE = 8
 
 
-def keep(folder: Path, store: FileStore, digests: Digests) -> str:
+def keep(folder: Path, store: Store, digests: Digests) -> str:
     """Puts the files below a folder into the store; returns the tree's digest."""
     tree = digests.tree(folder)
-    for leaf in tree.leaves:
-        store.put(folder / leaf.path, leaf.sha256)
+    _each(tree.leaves, lambda leaf: store.put(folder / leaf.path, leaf.sha256))
     return store.put_bytes(tree.manifest())
 
 
-def kept(tree_digest: str, store: FileStore) -> bool:
+def kept(tree_digest: str, store: Store) -> bool:
     """Whether the store has a tree and, as far as sizes tell, all of its blobs."""
     try:
         tree = Tree.parse(store.fetch_bytes(tree_digest))
@@ -28,7 +31,7 @@ def kept(tree_digest: str, store: FileStore) -> bool:
     return all(store.has(leaf.sha256, leaf.size) for leaf in tree.leaves)
 
 
-def place(tree_digest: str, folder: Path, store: FileStore, digests: Digests) -> Path:
+def place(tree_digest: str, folder: Path, store: Store, digests: Digests) -> Path:
     """Makes `folder` the tree of this digest, if it is not already; returns it.
 
     Each blob is verified on its way. Raises IntegrityError naming one that is missing or damaged; the
@@ -41,11 +44,32 @@ def place(tree_digest: str, folder: Path, store: FileStore, digests: Digests) ->
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for leaf in tree.leaves:
+
+    def fetch(leaf) -> None:
         target = partial / leaf.path
         target.parent.mkdir(parents=True, exist_ok=True)
         store.fetch(leaf.sha256, target)
         target.chmod(0o755 if leaf.executable else 0o644)
+
+    _each(tree.leaves, fetch)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return folder
+
+
+def document(tree_digest: str, name: str, store: Store) -> dict:
+    """A JSON document of an output, from the store, verified. Raises IntegrityError if it is not there."""
+    for leaf in Tree.parse(store.fetch_bytes(tree_digest)).leaves:
+        if leaf.path == name:
+            return json.loads(store.fetch_bytes(leaf.sha256))
+    raise IntegrityError(f"the output {tree_digest} has no {name}")
+
+
+def _each(leaves, work) -> None:
+    """Does `work` for each leaf, a few at once: a store may be far away. Raises the first error."""
+    if len(leaves) == 1:
+        work(leaves[0])
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done in [pool.submit(work, leaf) for leaf in leaves]:
+            done.result()

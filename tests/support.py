@@ -18,10 +18,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from pipeline import config  # noqa: E402  the repository must be on the path first
+from pipeline.bucket_file import disk_errors  # noqa: E402
 from pipeline.errors import TidegateError  # noqa: E402
 from pipeline.settings import Bound, Settings  # noqa: E402
 from pipeline.stages import Context, Facts  # noqa: E402
-from pipeline.store import disk_errors  # noqa: E402
 
 FACTS = Facts(
     commit="0" * 40,

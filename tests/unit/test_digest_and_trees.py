@@ -6,9 +6,10 @@ import time
 import pytest
 
 from pipeline import digest, trees
+from pipeline.bucket_file import FileBucket
 from pipeline.digest import Digests, Leaf, Tree
 from pipeline.errors import IntegrityError
-from pipeline.store import FileStore
+from pipeline.store import Store
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_link_in_an_output_is_refused(digests, folder):
 
 
 def test_a_tree_goes_through_the_store_and_comes_back_the_same(digests, folder, tmp_path):
-    store = FileStore(tmp_path / "store")
+    store = Store(FileBucket(tmp_path / "store"))
     name = trees.keep(folder, store, digests)
     back = trees.place(name, tmp_path / "back", store, digests)
     assert digests.tree(back).digest == name
@@ -81,7 +82,7 @@ def test_a_tree_goes_through_the_store_and_comes_back_the_same(digests, folder, 
 
 
 def test_a_folder_that_was_changed_is_restored(digests, folder, tmp_path):
-    store = FileStore(tmp_path / "store")
+    store = Store(FileBucket(tmp_path / "store"))
     name = trees.keep(folder, store, digests)
     (folder / "a.txt").write_text("changed")
     (folder / "extra").write_text("x")
@@ -91,7 +92,7 @@ def test_a_folder_that_was_changed_is_restored(digests, folder, tmp_path):
 
 
 def test_a_damaged_blob_is_named_and_the_folder_stays_as_it_was(digests, folder, tmp_path):
-    store = FileStore(tmp_path / "store")
+    store = Store(FileBucket(tmp_path / "store"))
     name = trees.keep(folder, store, digests)
     sha256 = digest.of_bytes(b"a")
     blob = tmp_path / "store" / "blobs" / "sha256" / sha256[:2] / sha256
@@ -104,7 +105,7 @@ def test_a_damaged_blob_is_named_and_the_folder_stays_as_it_was(digests, folder,
 
 
 def test_a_missing_blob_means_that_the_tree_is_not_kept(digests, folder, tmp_path):
-    store = FileStore(tmp_path / "store")
+    store = Store(FileBucket(tmp_path / "store"))
     name = trees.keep(folder, store, digests)
     sha256 = digest.of_bytes(b"a")
     (tmp_path / "store" / "blobs" / "sha256" / sha256[:2] / sha256).unlink()

@@ -21,6 +21,19 @@ def entry(image, version, why="promote", at="2026-01-01T00:00:00Z", left="") -> 
     return Entry(image, version, "m", "s", "p", "ann", at, why, "e" * 64, left)
 
 
+@pytest.fixture
+def production(tmp_path):
+    """Makes a channel of these entries."""
+
+    def make(*entries):
+        store = open_store("file:store", tmp_path)
+        for one in entries:
+            store.append(store.channel("production"), one)
+        return store.channel("production")
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("history", "goal"),
     [
@@ -31,42 +44,40 @@ def entry(image, version, why="promote", at="2026-01-01T00:00:00Z", left="") -> 
         ([entry(A, 1), entry(A, 1), entry(B, 2), entry(B, 2)], 1),
     ],
 )
-def test_rollback_goes_to_what_served_before_the_live_version_was_let_in(history, goal):
-    assert operate.earlier(tuple(history), None).version == goal
+def test_rollback_goes_to_what_served_before_the_live_version_was_let_in(production, history, goal):
+    assert operate.earlier(production(*history), None).version == goal
 
 
 @pytest.mark.parametrize("history", [[], [entry(A, 1)], [entry(A, 1), entry(B, 2), entry(A, 1, "rollback")]])
-def test_rollback_never_returns_to_the_version_that_was_left(history):
+def test_rollback_never_returns_to_the_version_that_was_left(production, history):
     with pytest.raises(GateRefused, match=r"nothing to go back to|no version before"):
-        operate.earlier(tuple(history), None)
+        operate.earlier(production(*history), None)
 
 
-def test_rollback_to_a_named_version_takes_that_one_and_no_unknown_one():
-    history = (entry(A, 1), entry(B, 2), entry(C, 3))
-    assert operate.earlier(history, 1).version == 1
-    with pytest.raises(SettingsError, match=r"v7 never was in production. These were: v1, v2, v3"):
-        operate.earlier(history, 7)
+def test_rollback_to_a_named_version_takes_that_one_and_no_unknown_one(production):
+    channel = production(entry(A, 1), entry(B, 2), entry(C, 3))
+    assert operate.earlier(channel, 1).version == 1
+    with pytest.raises(SettingsError, match=r"v7 never was in production"):
+        operate.earlier(channel, 7)
     with pytest.raises(SettingsError, match="serves now"):
-        operate.earlier(history, 3)
+        operate.earlier(channel, 3)
 
 
 @pytest.mark.parametrize(
-    ("moment", "live"),
+    ("text", "moment"),
     [
-        ("2026-01-15", [1]),
-        ("2026-02-15T12:00:00Z", [2]),
-        ("2025-12-31", []),
-        ("2026-02-01T01:00:00+02:00", [1]),
+        ("2026-01-15", "2026-01-15T00:00:00.000Z"),
+        ("2026-02-15T12:00:00Z", "2026-02-15T12:00:00.000Z"),
+        ("2026-02-01T01:00:00+02:00", "2026-01-31T23:00:00.000Z"),
     ],
 )
-def test_history_tells_what_was_live_at_a_time(moment, live):
-    entries = [entry(B, 2, at="2026-02-01T00:00:00.000Z"), entry(A, 1, at="2026-01-01T00:00:00.000Z")]
-    assert [found.version for found in operate.live_at(entries, moment)] == live
+def test_a_time_is_read_in_its_zone(text, moment):
+    assert operate.moment(text) == moment
 
 
 def test_a_time_that_is_none_is_refused():
     with pytest.raises(SettingsError, match="yesterday"):
-        operate.live_at([], "yesterday")
+        operate.moment("yesterday")
 
 
 # Approval --------------------------------------------------------------------------------------------------

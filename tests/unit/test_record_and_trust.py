@@ -1,0 +1,208 @@
+"""Records are signed statements; whose signature counts stands in trust/."""
+
+import base64
+import dataclasses
+import json
+
+import pytest
+
+from pipeline import keys, record
+from pipeline.errors import IntegrityError, SettingsError
+from pipeline.keys import Signer
+from pipeline.trust import Trust
+from tests.support_evidence import add_key, ago, make
+
+
+@pytest.fixture
+def signer(tmp_path):
+    return Signer(tmp_path / "state", environ={})
+
+
+@pytest.fixture
+def own(signer, tmp_path):
+    return Trust.load(tmp_path, signer)
+
+
+def signed(signer, made=None, predicate=record.SLSA) -> bytes:
+    return record.sign(record.statement(made or make(), predicate), signer.crypto)
+
+
+def test_a_record_is_an_in_toto_statement_in_a_dsse_envelope(signer):
+    made = make(outputs={"train/model": "a" * 64}, reads={"data/rows": "b" * 64}, needs={"data": "9" * 64})
+    envelope = json.loads(signed(signer, made))
+    assert envelope["payloadType"] == "application/vnd.in-toto+json"
+    assert envelope["signatures"][0]["sig"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": "train/model", "digest": {"sha256": "a" * 64}}]
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["settings"] == {"model": "digits", "train": {"epochs": 1}}
+    for dependency in (
+        {"uri": "https://git.example/m", "digest": {"gitCommit": "c" * 40}},
+        {"name": "data/rows", "digest": {"sha256": "b" * 64}},
+        {"name": "requirements.txt", "digest": {"sha256": "d" * 64}},
+        {"name": "record/data", "digest": {"sha256": "9" * 64}},
+    ):
+        assert dependency in definition["resolvedDependencies"]
+    details = statement["predicate"]["runDetails"]
+    assert details["builder"]["id"] == "https://tidegate.dev/runner/laptop"
+    assert details["metadata"]["startedOn"] == made.started
+
+
+def test_what_was_signed_is_what_is_read_back(signer, own):
+    made = make()
+    found = own.verify(signed(signer, made))
+    assert found.record == made
+    assert found.key.name == "this machine"
+    assert found.key.roles == ("ci", "approver", "break-glass")
+
+
+@pytest.mark.parametrize("part", ["payload", "signature"])
+def test_one_changed_byte_and_a_record_does_not_verify(signer, own, part):
+    envelope = json.loads(signed(signer))
+    if part == "payload":
+        text = base64.b64decode(envelope["payload"]).replace(b'"passed"', b'"Passed"')
+        envelope["payload"] = base64.b64encode(text).decode()
+    else:
+        sig = envelope["signatures"][0]["sig"]
+        envelope["signatures"][0]["sig"] = ("B" if sig[20] == "A" else "A").join([sig[:20], sig[21:]])
+    with pytest.raises(IntegrityError, match="not signed by a key that is trusted here") as caught:
+        own.verify(json.dumps(envelope).encode())
+    assert caught.value.exit_code == 6
+
+
+def test_a_record_signed_by_another_key_does_not_verify(own, tmp_path):
+    with pytest.raises(IntegrityError, match="not signed by a key that is trusted here"):
+        own.verify(signed(Signer(tmp_path / "other", environ={})))
+
+
+@pytest.mark.parametrize("envelope", [b"", b"{}", b"[]", b'{"payload": "eyJ9"}', b"\xff\xfe"])
+def test_an_unreadable_record_is_an_integrity_error(envelope):
+    with pytest.raises(IntegrityError, match="not readable"):
+        record.read(envelope)
+
+
+# The key that signs ------------------------------------------------------------------------------------------
+
+
+def test_the_laptops_key_is_made_once_and_is_for_its_owner_alone(signer, tmp_path):
+    first = signer.crypto.public_key.keyid
+    assert (tmp_path / "state" / "keys" / "laptop.pem").stat().st_mode & 0o777 == 0o600
+    assert Signer(tmp_path / "state", environ={}).crypto.public_key.keyid == first
+
+
+def test_ci_signs_with_the_key_that_its_variable_holds_or_names(signer, tmp_path):
+    for value in (signer.pem.decode(), str(tmp_path / "state" / "keys" / "laptop.pem")):
+        given = Signer(tmp_path / "elsewhere", environ={keys.KEY_VARIABLE: value})
+        assert given.crypto.public_key.keyid == signer.crypto.public_key.keyid
+        assert not given.is_own
+
+
+@pytest.mark.parametrize("value", ["-----BEGIN NONSENSE-----hush", "/nonexistent/hush.pem"])
+def test_a_variable_without_a_key_is_refused_without_showing_a_key(tmp_path, value):
+    with pytest.raises(SettingsError, match=keys.KEY_VARIABLE) as caught:
+        _ = Signer(tmp_path, environ={keys.KEY_VARIABLE: value}).crypto
+    assert "NONSENSE" not in str(caught.value)
+
+
+def test_a_protected_ref_without_its_key_is_told_and_makes_none(tmp_path):
+    with pytest.raises(SettingsError, match="TIDEGATE_SIGNING_KEY is not set"):
+        _ = Signer(tmp_path, may_make=False, environ={}).pem
+    assert list(tmp_path.iterdir()) == []
+
+
+# Who is trusted ----------------------------------------------------------------------------------------------
+
+
+def test_a_key_of_the_repository_counts_with_its_roles_and_a_strangers_does_not(tmp_path):
+    ci = add_key(tmp_path, "ci", "ci")
+    alice = add_key(tmp_path, "alice", "approver, break-glass", ", identities: [alice@example.org]")
+    trust = Trust.load(tmp_path)
+    assert trust.verify(signed(ci)).key.roles == ("ci",)
+    assert trust.verify(signed(alice)).key.identities == ("alice@example.org",)
+    assert trust.has_role("approver")
+    assert not Trust.load(tmp_path / "empty").has_role("ci")
+
+
+@pytest.mark.parametrize(
+    ("more", "finished", "said"),
+    [
+        (", revoked: true", ago(1), "ci, whose key is revoked in trust/roles.yaml"),
+        (", until: 2026-01-31", "2026-02-01T00:00:00.000Z", "its key expired with 2026-01-31"),
+        ("", ago(-1), "in the future: a clock is wrong"),
+    ],
+)
+def test_a_revoked_or_expired_key_or_a_record_from_the_future_does_not_count(tmp_path, more, finished, said):
+    ci = add_key(tmp_path, "ci", "ci", more)
+    with pytest.raises(IntegrityError, match=said):
+        Trust.load(tmp_path).verify(signed(ci, make(finished=finished)))
+
+
+def test_what_an_expired_key_signed_in_its_time_still_counts(tmp_path):
+    ci = add_key(tmp_path, "ci", "ci", ", until: 2026-01-31")
+    assert Trust.load(tmp_path).verify(signed(ci, make(finished="2026-01-31T23:00:00.000Z"))).key.name == "ci"
+
+
+def test_a_clock_that_is_a_minute_ahead_is_forgiven(signer, own):
+    assert own.verify(signed(signer, make(finished=ago(-1 / 1440)))).record.stage == "train"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "keys: [{name: a, file: a.pem, roles: [boss]}]",
+            "keys[0].roles[0]: is 'boss', must be one of ci",
+        ),
+        (
+            "keys: [{name: a, file: ../a.pem, roles: [ci]}]",
+            "is '../a.pem', must be a file's name in trust/",
+        ),
+        ("keys: [{name: a, file: a.pem, roles: [ci]}]", "trust/a.pem does not exist"),
+        (
+            "keys:\n- {name: a, file: a.pem, roles: [ci], until: soon}",
+            "roles.yaml:2: keys[0].until: is 'soon'",
+        ),
+        ("keys: [{name: a, file: a.pem, rolls: [ci]}]", "Did you mean keys[0].roles?"),
+        ("keys: [", "is not YAML"),
+    ],
+)
+def test_faults_of_the_roles_are_told_with_their_line(tmp_path, text, said):
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / "roles.yaml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        Trust.load(tmp_path)
+    assert said in str(caught.value)
+
+
+def test_a_name_that_two_keys_have_is_refused(tmp_path):
+    add_key(tmp_path, "ci", "ci")
+    file = tmp_path / "trust" / "roles.yaml"
+    file.write_text(file.read_text() + "  - {name: ci, file: ci.pem, roles: [approver]}\n")
+    with pytest.raises(SettingsError, match="the name 'ci' is taken"):
+        Trust.load(tmp_path)
+
+
+def test_a_remembered_signature_is_verified_anew_once_trust_changes(tmp_path):
+    ci = add_key(tmp_path, "ci", "ci")
+    envelope, memory = signed(ci), {}
+
+    def remember(name, compute):
+        if name not in memory:
+            memory[name] = compute()
+        return memory[name]
+
+    def ask():
+        return Trust.load(tmp_path).remembered("a" * 64, lambda: envelope, remember)
+
+    assert ask().key.name == "ci"
+    assert len(memory) == 1
+    file = tmp_path / "trust" / "roles.yaml"
+    file.write_text(file.read_text().replace("roles: [ci]", "roles: [ci], revoked: true"))
+    with pytest.raises(IntegrityError, match="revoked"):
+        ask()
+
+
+def test_equal_records_differ_only_in_what_was_not_signed():
+    made = make()
+    assert dataclasses.replace(made, sha256="a" * 64) == made

@@ -127,7 +127,7 @@ class Policy:
         behind = {node.stage: node.record for node in needs if node.record}
         faults = [
             *_kind_faults(made, stage),
-            *_role_faults(stage, signed.key, demand),
+            *role_faults(stage, signed.key, demand),
             *_age_faults(made, demand, at),
             *self._chain_faults(made, behind),
             *_same_faults(made, behind),
@@ -197,7 +197,8 @@ def _kind_faults(made: Record, stage: str) -> list[str]:
     return faults
 
 
-def _role_faults(stage: str, key: TrustedKey, demand: Demand | None) -> list[str]:
+def role_faults(stage: str, key: TrustedKey, demand: Demand | None = None) -> list[str]:
+    """Whether this key may sign a record of this stage: as a channel demands, else as is usual."""
     allowed = (demand.signed_by,) if demand else _SIGNERS.get(stage, ("ci",))
     if set(allowed) & set(key.roles):
         return []

@@ -21,9 +21,9 @@ from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed
 from pipeline.execution import Executor, Paths, Work, decided_of
 from pipeline.keys import Signer
 from pipeline.locks import locked
-from pipeline.policy import Policy
+from pipeline.policy import Policy, role_faults
 from pipeline.record import Record
-from pipeline.settings import Settings
+from pipeline.settings import Demand, Settings
 from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
 from pipeline.store import Channel, Entry, Store, open_store
 from pipeline.trust import Trust
@@ -234,6 +234,11 @@ class Runner:
                 return found
         return None
 
+    def _demand(self, stage: Stage) -> Demand | None:
+        """What production asks of a stage's record; staging, where production asks nothing."""
+        asked = self.settings.policy
+        return asked.production.get(stage.name) or asked.staging.get(stage.name)
+
     def _trusted(self, stage: Stage, sha256: str) -> Record | None:
         """A record that counts here; None, and a word of it, for another: the stage then counts as not run.
 
@@ -244,7 +249,10 @@ class Runner:
                 found = record.read(self.store.fetch_bytes(sha256))
             else:
                 fetch = functools.partial(self.store.fetch_bytes, sha256)
-                found = self.trust.remembered(sha256, fetch, self.digests.remember).record
+                signed = self.trust.remembered(sha256, fetch, self.digests.remember)
+                found, faults = signed.record, role_faults(stage.name, signed.key, self._demand(stage))
+                if faults:
+                    raise IntegrityError(f"the record {sha256[:12]} {faults[0]}")
             if found.stage != stage.name:
                 raise IntegrityError(f"the record {sha256[:12]} is of {found.stage}")
             return found

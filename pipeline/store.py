@@ -186,6 +186,11 @@ class Store:
             )
         while (newer := self._entry(name, revision + 1)) is not None:
             revision, found = revision + 1, newer
+        if revision > 1 and self.entry(name, revision - 1)[1] != found[0].previous:
+            raise IntegrityError(
+                f"channel {name}: entry {revision} ({self.bucket.where(_entry_path(name, revision))}) does not follow "
+                f"entry {revision - 1}: no promotion wrote it. Look at it, and remove it."
+            )
         return Channel(name, revision, *found, self) if found else Channel(name, _store=self)
 
     def append(self, seen: Channel, entry: Entry) -> Channel:

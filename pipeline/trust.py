@@ -101,8 +101,12 @@ class Trust:
         return self.judge(Signed(made, next(key for key in self._all() if key.name == name)))
 
     def has_role(self, role: str) -> bool:
-        """Whether any key may act in this role."""
-        return any(role in key.roles and not key.revoked for key in self._all())
+        """Whether any key may act in this role today."""
+        today = datetime.now(UTC).date().isoformat()
+        return any(
+            role in key.roles and not key.revoked and (not key.until or today <= key.until)
+            for key in self._all()
+        )
 
     def _all(self) -> tuple[TrustedKey, ...]:
         return (*self.keys, _OWN_KEY) if self.own else self.keys

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-_CODE = ("pipeline", "train", "deploy", "serve", "bench", "scripts", "docker", ".github", "tests/__init__.py")
+_CODE = (
+    "pipeline",
+    "train",
+    "deploy",
+    "serve",
+    "bench",
+    "scripts",
+    "docker",
+    "trust",
+    ".github",
+    "tests/__init__.py",
+)
 _FILES = (
     "requirements.txt",
     "pyproject.toml",

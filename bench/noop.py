@@ -107,7 +107,8 @@ def pipeline(walk: Walk, *arguments: str) -> None:
 def records(folder: Path) -> dict[str, record.Record]:
     """What each stage of a clone left behind when it last ran."""
     store = open_store(config.load(folder / "pipeline.yaml").store, folder)
-    return {stage.name: record.read(store.newest_record(stage.name)) for stage in STAGES}
+    newest = {stage.name: store.newest_record(stage.name) for stage in STAGES}
+    return {name: record.read(store.fetch_bytes(sha256)) for name, sha256 in newest.items()}
 
 
 def steps(folder: Path) -> list[Step]:

@@ -40,29 +40,35 @@ _PARTIAL = ".partial-"
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What some bytes are (media type), which ones (`sha256:…`) and how many."""
+    """What some bytes are (media type), which ones (`sha256:…`) and how many.
+
+    Of a manifest that is no image, `artifact_type` says what it is instead.
+    """
 
     media_type: str
     digest: str
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
 
     @classmethod
     def parse(cls, raw: Mapping, where: str) -> Descriptor:
         """The descriptor in a JSON document. Raises IntegrityError naming the document for anything else."""
         try:
             media_type, digest, size = raw["mediaType"], raw["digest"], raw["size"]
-        except (KeyError, TypeError) as error:
+            annotations, artifact_type = dict(raw.get("annotations") or {}), raw.get("artifactType") or ""
+            media_type = DOCKER_TYPES.get(media_type, media_type)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(f"{where} holds something that is not an OCI descriptor: {raw!r}") from error
         if not isinstance(size, int) or size < 0 or not _DIGEST.fullmatch(str(digest)):
             raise IntegrityError(f"{where} names {digest!r} of {size!r} bytes, which cannot be a blob")
-        media_type = DOCKER_TYPES.get(media_type, media_type)
-        return cls(media_type, digest, size, dict(raw.get("annotations") or {}))
+        return cls(media_type, digest, size, annotations, artifact_type)
 
     def document(self) -> dict:
         """The descriptor as JSON writes it."""
         raw = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
-        return {**raw, "annotations": dict(self.annotations)} if self.annotations else raw
+        more = {"annotations": dict(self.annotations), "artifactType": self.artifact_type}
+        return raw | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def parse_json(body: bytes, name: str) -> dict:
     """A JSON object. Raises IntegrityError with its name for anything else."""
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{name} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise IntegrityError(f"{name} is not an OCI document: it is a {type(document).__name__}")

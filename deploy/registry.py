@@ -28,6 +28,7 @@ _BACKOFF_S = 0.25
 _PATIENCE_S = 20.0  # the most that one Retry-After is waited for
 _SOCKET_TIMEOUT_S = 60.0
 _DOCUMENT_BYTES_AT_MOST = 16 << 20
+_PAGES_AT_MOST = 10_000
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
 _ACCEPT = ", ".join(
     (MANIFEST, INDEX, *(old for old, new in DOCKER_TYPES.items() if new in (MANIFEST, INDEX)))
@@ -141,18 +142,33 @@ class Client:
         named = answer.headers.get("Docker-Content-Digest")  # optional in the specification
         return named or of_bytes(self._read(f"{self._api}/manifests/{reference}")[1])
 
+    def tagged(self, tag: str) -> bytes | None:
+        """The manifest that a tag names now; None if it names nothing."""
+        answer, body = self._read(f"{self._api}/manifests/{tag}")
+        return None if answer.status == 404 else body
+
     def tags(self) -> list[str]:
         """All tags of the repository; none if it does not exist yet."""
-        found: list[str] = []
-        url: str | None = f"{self._api}/tags/list"
-        while url:
+        pages = self._pages("tags/list", "the list of tags")
+        return [tag for page in pages for tag in page.get("tags") or []]
+
+    def referrers(self, digest: str) -> list[dict] | None:
+        """Descriptors of the manifests that refer to this one; None where the registry keeps no such list."""
+        pages = self._pages(f"referrers/{digest}", "the list of referrers")
+        return [raw for page in pages for raw in page.get("manifests") or []] if pages else None
+
+    def _pages(self, what: str, name: str) -> list[dict]:
+        """The documents of a list that comes in pages; none if there is no such list."""
+        pages: list[dict] = []
+        url: str | None = f"{self._api}/{what}"
+        while url and len(pages) < _PAGES_AT_MOST:
             answer, body = self._read(url)
             if answer.status == 404:
-                return found
-            found += parse_json(body, f"the list of tags of {self.repository}").get("tags") or []
+                return pages
+            pages.append(parse_json(body, f"{name} of {self.repository}"))
             following = re.search(r'<([^>]+)>\s*;\s*rel="?next', answer.headers.get("Link", ""))
             url = urllib.parse.urljoin(url, following[1]) if following else None
-        return found
+        return pages
 
     def lacks(self, blob: Descriptor) -> str | None:
         """Why a blob is not in the registry; None if it is."""
@@ -178,12 +194,12 @@ class Client:
         headers = {"Content-Type": "application/octet-stream"}
         self._once(Request("PUT", place, headers, lambda: _chunks(open_blob()), blob.size), (201, 204))
 
-    def put_manifest(self, body: bytes, reference: str) -> None:
+    def put_manifest(self, body: bytes, reference: str, media_type: str = MANIFEST) -> None:
         """Writes a manifest under its digest or a tag."""
         request = Request(
             "PUT",
             f"{self._api}/manifests/{reference}",
-            {"Content-Type": MANIFEST},
+            {"Content-Type": media_type},
             lambda: iter((body,)),
             len(body),
         )

@@ -75,6 +75,13 @@ def _add_runs(command: Callable) -> None:
     runs.add_argument(
         "--force", action="append", default=[], metavar="STAGE", help="run it even if nothing changed"
     )
+    runs.add_argument(
+        "--recheck",
+        type=int,
+        metavar="N",
+        help="run nothing; execute N of the stages that hold again, and compare with what is recorded",
+    )
+    runs.add_argument("--recheck-seed", type=int, metavar="SEED", help="draw the same N as another recheck")
     command("plan", "show which stages would run, and why", _plan, "plan")
     explains = command("explain", "say why a stage would run or not", _explain, "explain train")
     explains.add_argument("stage", metavar="STAGE", help=", ".join(BY_NAME))
@@ -103,6 +110,15 @@ def _add_looks(command: Callable) -> None:
         "lineage", "draw what a version was made of, as Mermaid", _lineage, "lineage v3 > lineage.mmd"
     )
     draws.add_argument("subject", nargs="?", default="production", help="as for verify (production)")
+    fetches = command(
+        "fetch",
+        "download an output of what a channel serves, or ever served",
+        _fetch,
+        "fetch train/log --to logs/v3 v3",
+    )
+    fetches.add_argument("output", help="as build/ names it: train/log, export/savedmodel, scan/report …")
+    fetches.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder, new or empty")
+    fetches.add_argument("subject", nargs="?", help="as for verify (production, else the newest that passed)")
     looks = command(
         "doctor", "show what this machine lacks, or the CI platform, with the remedy", _doctor, "doctor --ci"
     )
@@ -144,6 +160,15 @@ def _add_people(command: Callable) -> None:
         "--identity", action="append", default=[], help="a commit address or login of whoever holds it"
     )
     command("down", "stop staging and production on this machine", _down, "down")
+    cleans = command("gc", "remove what no channel and no retention rule needs", _gc, "gc --dry-run")
+    cleans.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    cleans.add_argument(
+        "--lost",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="go on without this record, which cannot be brought back",
+    )
 
 
 def _run(arguments, paths: Paths) -> int:
@@ -152,12 +177,20 @@ def _run(arguments, paths: Paths) -> int:
     if not names:
         raise SettingsError(f"name a stage, or --all. Stages: {', '.join(BY_NAME)}.")
     forced = frozenset(_known(arguments.force))
-    return _walk(Runner.open(paths, forced=forced), names)
+    if arguments.recheck is None and arguments.recheck_seed is not None:
+        raise SettingsError("--recheck-seed says which stages --recheck N draws; give both.")
+    if arguments.recheck is None:
+        return _walk(Runner.open(paths, forced=forced), names)
+    if forced:
+        raise SettingsError("--recheck runs what holds already, and records nothing; leave --force out.")
+    from pipeline.recheck import recheck
+
+    return recheck(Runner.open(paths), names, arguments.recheck, arguments.recheck_seed)
 
 
 def _walk(runner: Runner, names: Sequence[str]) -> int:
     """Walks the named stages and, on a laptop, what they need; in CI those ran in jobs of their own."""
-    from pipeline import ci, report
+    from pipeline import ci, logs, report
 
     wanted = needed(names)
     if ci.vendor() != ci.LAPTOP:
@@ -171,6 +204,7 @@ def _walk(runner: Runner, names: Sequence[str]) -> int:
             print(file=sys.stderr)
             report.table(rows)
             report.write(runner.paths.build / "report", rows, report.heading(runner.settings.model, rows))
+            logs.after(runner)
     _closing_words(runner, wanted)
     return 0
 
@@ -365,6 +399,20 @@ def _down(_, paths: Paths) -> int:
 
     stopped = operate.down(Runner.open(paths))
     print("\n".join(f"stopped {what}" for what in stopped) or "nothing was running")
+    return 0
+
+
+def _gc(arguments, paths: Paths) -> int:
+    from pipeline import gc
+
+    print(gc.gc(Runner.open(paths), arguments.dry_run, arguments.lost))
+    return 0
+
+
+def _fetch(arguments, paths: Paths) -> int:
+    from pipeline import fetch
+
+    print(fetch.fetch(Runner.open(paths), arguments.output, arguments.to, arguments.subject))
     return 0
 
 

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 from pipeline import digest
 from pipeline.buckets import Item
@@ -33,7 +34,7 @@ class FileBucket:
         try:
             with place.open("rb") as stream:
                 data = stream.read(at_most + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return None
         except NotADirectoryError:
             raise _no_folder(place) from None
@@ -63,9 +64,10 @@ class FileBucket:
     def size(self, path: str) -> int | None:
         """See Bucket."""
         try:
-            return self._place(path).stat().st_size
+            found = self._place(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return found.st_size if S_ISREG(found.st_mode) else None
 
     def upload(self, path: str, source: Path, sha256: str) -> None:
         """See Bucket. What was kept can be read, and by accident not written."""

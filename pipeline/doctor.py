@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +30,18 @@ class Finding:
 
 def report(paths: Paths) -> int:
     """Prints the findings (stdout); returns 5 if something that is needed is lacking, else 0."""
-    lacking = 0
-    for finding in findings(paths):
+    return ProgramFailed.exit_code if tell(findings(paths)) else 0
+
+
+def tell(findings: Iterable[Finding]) -> list[Finding]:
+    """Prints each finding (stdout) as it comes; returns those that are needed and lacking."""
+    lacking = []
+    for finding in findings:
         mark = "✓" if not finding.remedy else "–" if finding.optional else "✗"
         print(f"{mark} {finding.what}" + (f": {finding.remedy}" if finding.remedy else ""))
-        lacking += bool(finding.remedy and not finding.optional)
-    return ProgramFailed.exit_code if lacking else 0
+        if finding.remedy and not finding.optional:
+            lacking.append(finding)
+    return lacking
 
 
 def findings(paths: Paths) -> Iterator[Finding]:

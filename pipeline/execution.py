@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import record, run, trees
+from pipeline import record, reproduce, run, trees
 from pipeline.child import result_path
 from pipeline.digest import Digests
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
@@ -84,18 +84,48 @@ class Executor:
         """
         started, clock = now(), time.monotonic()
         out = self.paths.build / ".work" / work.stage.name
-        result = self._call(work, out)
+        result, reproducible = self._settled(work, out)
         outputs = self._keep(work.stage, out, result)
-        made = self.record(work, result, outputs, started, time.monotonic() - clock)
+        made = self.record(work, result, outputs, started, time.monotonic() - clock, reproducible)
         place = self.paths.build / work.stage.name
         shutil.rmtree(place, ignore_errors=True)
         out.replace(place)
         return made
 
-    def _call(self, work: Work, out: Path) -> Result:
-        """The child process: task in, result out. What outlasts a kill lies in `.tidegate/work`, by key."""
-        task_path = self.paths.build / ".work" / f"{work.stage.name}.json"
+    def _settled(self, work: Work, out: Path) -> tuple[Result, str]:
+        """The stage's result, and how well it was reproduced ("" where it was executed once).
+
+        What outlasts a kill lies in `.tidegate/work` by key, for each execution its own. It goes once there is a
+        verdict: checkpoints of two executions that differ would make them differ for ever.
+        """
         lasting = self.paths.state / "work" / f"{work.stage.name}-{work.key[:16]}"
+        again = lasting.with_name(f"{lasting.name}-again")
+        result, reached = self.call(work, out, lasting), ""
+        if result.outcome != Outcome.PASSED:
+            return result, reached
+        own = getattr(self.settings, work.stage.name, None)
+        if getattr(own, "executions", 1) > 1:
+            result, reached = self._again(work, out, result, again)
+        for folder in (lasting, again):
+            shutil.rmtree(folder, ignore_errors=True)
+        return result, reached
+
+    def _again(self, work: Work, out: Path, first: Result, lasting: Path) -> tuple[Result, str]:
+        """Executes a stage that passed a second time: what both come to, and the class of reproducibility reached."""
+        print("  once more, to see whether it gives the same:", file=sys.stderr, flush=True)
+        other = out.with_name(f"{out.name}-again")
+        second = self.call(work, other, lasting)
+        alike = reproduce.compare(work.stage, out, other)
+        shutil.rmtree(other, ignore_errors=True)
+        tolerance = getattr(self.settings, work.stage.name).tolerance
+        return reproduce.judge(work.stage.name, first, second, alike, tolerance)
+
+    def call(self, work: Work, out: Path, lasting: Path) -> Result:
+        """Runs a stage in a process of its own: task in, result out. Records nothing.
+
+        It writes to `out`, which is emptied before, and may leave in `lasting` what helps it after a kill.
+        """
+        task_path = out.with_name(f"{out.name}.json")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         lasting.mkdir(parents=True, exist_ok=True)
@@ -108,10 +138,7 @@ class Executor:
             cwd=self.paths.root,
             env={"PYTHONHASHSEED": "0"},
         )
-        result = _answer(work.stage, status, task_path)
-        if result.outcome == Outcome.PASSED:
-            shutil.rmtree(lasting, ignore_errors=True)
-        return result
+        return _answer(work.stage, status, task_path)
 
     def _task(self, work: Work, out: Path, lasting: Path) -> dict:
         return {
@@ -136,7 +163,13 @@ class Executor:
         return {f"{stage.name}/{name}": trees.keep(out / name, self.store, self.digests) for name in written}
 
     def record(
-        self, work: Work, result: Result, outputs: Mapping[str, str], started: str, seconds: float
+        self,
+        work: Work,
+        result: Result,
+        outputs: Mapping[str, str],
+        started: str,
+        seconds: float,
+        reproducible: str = "",
     ) -> Record:
         """Signs a record and keeps it."""
         made = Record(
@@ -157,6 +190,7 @@ class Executor:
             facts=dataclasses.asdict(self.facts),
             follows=work.follows,
             reason=work.reason,
+            reproducible=reproducible,
         )
         envelope = record.sign(record.statement(made, work.stage.predicate), self.signer.crypto)
         name = made.finished.replace(":", "").replace("-", "")

@@ -166,6 +166,7 @@ def follow_up(runner: Runner, note: str) -> str:
         raise GateRefused("no break-glass waits for a follow-up.")
     if len(note.strip()) < 10:
         raise SettingsError(f"--note {note!r} says nothing; write what was found and done.")
+    runner.policy.check_signer(FOLLOW_UP, runner.signer)
     parts = {"reads": {}, "break-glass": opened.evidence}
     work = Work(
         FOLLOW_UP, digest.of_json(parts), parts, {}, {"break-glass": opened.evidence}, "", note.strip()
@@ -174,17 +175,12 @@ def follow_up(runner: Runner, note: str) -> str:
         Outcome.PASSED, f"{runner.facts.actor} followed up the break-glass of {opened.at}: {note.strip()}"
     )
     made = runner.executor.record(work, result, {}, now(), 0.0)
-    node = runner.policy.examine(FOLLOW_UP.name, made.sha256)
-    if node.faults:
-        raise GateRefused(f"the follow-up does not count: {'; '.join(node.faults)}")
-    return result.sentence
+    return made.sentence
 
 
 def unfollowed(runner: Runner, production: Channel) -> Entry | None:
-    """The newest entry that a break-glass let in and nobody has followed up yet, among the last hundred."""
-    broken = (
-        e for e in itertools.islice(production.newest_first(), _LOOKED_BACK) if e.why == BREAK_GLASS.name
-    )
+    """The newest entry that a break-glass let in and nobody has followed up yet, among the last hundred of them."""
+    broken = itertools.islice(production.break_glasses(), _LOOKED_BACK)
     return next((entry for entry in broken if not followed_up(runner, entry)), None)
 
 
@@ -211,6 +207,7 @@ def _put_live(
 ) -> str:
     """Gives production to a version whose evidence holds; returns one sentence."""
     check_clock(production)
+    runner.policy.check_signer(stage, runner.signer)
     runner.policy.demand(stage, needs, goal.image)
     place = runner.paths.build / f"{stage.name}-to" / "published"
     trees.place(goal.published, place, runner.store, runner.digests)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline import digest
 from pipeline.errors import GateRefused, IntegrityError
+from pipeline.keys import Signer
 from pipeline.record import Record
 from pipeline.settings import Demand, Settings, TrustedKey
 from pipeline.stages import ALL, BREAK_GLASS, CHAMPION, ROLLBACK, STAGES, Outcome, Stage
@@ -83,6 +84,29 @@ class Policy:
             channel = stage.channel or stage.environment
             raise GateRefused(f"the {channel} channel does not let this version in:\n{reasons}")
 
+    def check_signer(self, stage: Stage, signer: Signer) -> None:
+        """Raises GateRefused, before anything is done, if what this key signs of a stage would count for nothing."""
+        key = self.trust.key_of(signer)
+        if key is None:
+            raise GateRefused(
+                f"{stage.name}: the key that signs here is not in trust/roles.yaml, so what it signs counts for "
+                f"nothing in {self.settings.store}. Set TIDEGATE_SIGNING_KEY to one that is, or work on a store of "
+                "your own (TIDEGATE_STORE=file:PATH)."
+            )
+        allowed = self.signers(stage.name)
+        if key.revoked or not set(allowed) & set(key.roles):
+            which = "is revoked" if key.revoked else f"has the role {', '.join(key.roles)}"
+            raise GateRefused(
+                f"{stage.name} takes a key with the role {' or '.join(allowed)}, and the key that signs here, "
+                f"{key.name}, {which}."
+            )
+
+    def signers(self, stage: str) -> tuple[str, ...]:
+        """The roles that may sign a record of a stage: as production demands, or staging, else as is usual."""
+        asked = self.settings.policy
+        demand = asked.production.get(stage) or asked.staging.get(stage)
+        return (demand.signed_by,) if demand else _SIGNERS.get(stage, ("ci",))
+
     def needed(self, stage: Stage) -> tuple[str, ...]:
         """The stages whose records this one's must name: those that it needs, and those that its channel demands."""
         before = {*stage.needs, *self.demands(stage)}
@@ -124,10 +148,12 @@ class Policy:
             return Node(stage, sha256, faults=(str(error),))
         made = signed.record
         needs = tuple(self._behind(made, image))
-        behind = {node.stage: node.record for node in needs if node.record}
+        # A rollback names the promotion alone, and reads what that one's publish wrote.
+        near = [one for node in needs for one in node.walk()] if stage == ROLLBACK.name else needs
+        behind = {node.stage: node.record for node in near if node.record}
         faults = [
             *_kind_faults(made, stage),
-            *role_faults(stage, signed.key, demand),
+            *_role_faults(stage, signed.key, demand),
             *_age_faults(made, demand, at),
             *self._chain_faults(made, behind),
             *_same_faults(made, behind),
@@ -197,7 +223,7 @@ def _kind_faults(made: Record, stage: str) -> list[str]:
     return faults
 
 
-def role_faults(stage: str, key: TrustedKey, demand: Demand | None = None) -> list[str]:
+def _role_faults(stage: str, key: TrustedKey, demand: Demand | None) -> list[str]:
     """Whether this key may sign a record of this stage: as a channel demands, else as is usual."""
     allowed = (demand.signed_by,) if demand else _SIGNERS.get(stage, ("ci",))
     if set(allowed) & set(key.roles):

@@ -14,16 +14,16 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
-from pipeline import ci, config, digest, key, record, trees
+from pipeline import attachments, ci, config, digest, key, record, trees
 from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
 from pipeline.execution import Executor, Paths, Work, decided_of
 from pipeline.keys import Signer
 from pipeline.locks import locked
-from pipeline.policy import Policy, role_faults
+from pipeline.policy import Policy
 from pipeline.record import Record
-from pipeline.settings import Demand, Settings
+from pipeline.settings import Settings
 from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
 from pipeline.store import Channel, Entry, Store, open_store
 from pipeline.trust import Trust
@@ -105,6 +105,11 @@ class Runner:
         own = self.signer if at_home and ci.vendor() == ci.LAPTOP and self.signer.is_own else None
         return Trust.load(self.paths.root, own)
 
+    @property
+    def must_sign(self) -> bool:
+        """Whether records count here only if a trusted key signed them: everywhere that could deploy."""
+        return ci.vendor() == ci.LAPTOP or ci.is_protected()
+
     @cached_property
     def policy(self) -> Policy:
         return Policy(self.settings, self.store, self.trust)
@@ -183,6 +188,8 @@ class Runner:
         """Runs a stage. One that feeds a channel is let in by the policy first; the channel moves once it passed."""
         stage, clock = plan.stage, time.monotonic()
         try:
+            if self.must_sign:
+                self.policy.check_signer(stage, self.signer)
             with deploying(stage, self.paths.state):
                 channel = self.store.channel(stage.channel) if stage.channel else None
                 needs = self._evidence(stage)
@@ -191,11 +198,13 @@ class Runner:
                 if channel is not None:
                     check_clock(channel)
                 head = channel.head if channel is not None else ""
-                work = Work(stage, plan.key, plan.parts, self._input_folders(stage), needs, head)
+                work = Work(stage, plan.key, plan.parts, self.input_folders(stage), needs, head)
                 made = self.executor.execute(work)
                 if channel is not None and made.outcome == Outcome.PASSED:
                     self.store.append(channel, self.entry(channel, made))
-                return made
+            if stage.attaches and made.outcome == Outcome.PASSED:
+                self._attach(stage, made)
+            return made
         except TidegateError as error:
             seconds = time.monotonic() - clock
             self.rows.append(Row(stage.name, "error", False, seconds, str(error), exit_code=error.exit_code))
@@ -210,6 +219,18 @@ class Runner:
         """The records that a stage's own will name: those that it needs, and those that its channel demands."""
         names = self.policy.needed(stage)
         return {name: self.done[name].sha256 for name in names if name in self.done}
+
+    def _attach(self, stage: Stage, made: Record) -> None:
+        """Puts the evidence so far beside the image in the registry, for those who have no more than that."""
+        records = {**self.done, stage.name: made}
+        envelopes = [self.store.fetch_bytes(records[name].sha256) for name in stage.attaches]
+        registry = self.settings.publish.registry
+        attachments.attach(registry, made.digest, envelopes, self.paths)
+        if stage.name == "publish":
+            name = "export/savedmodel"
+            tree = self.done["export"].outputs[name]
+            folder = trees.place(tree, self.paths.build / name, self.store, self.digests)
+            attachments.sign_model(registry, made.digest, folder, self.signer, self.paths)
 
     def entry(self, channel: Channel, made: Record) -> Entry:
         published = json.loads((self.paths.build / "publish/published/published.json").read_bytes())
@@ -234,25 +255,23 @@ class Runner:
                 return found
         return None
 
-    def _demand(self, stage: Stage) -> Demand | None:
-        """What production asks of a stage's record; staging, where production asks nothing."""
-        asked = self.settings.policy
-        return asked.production.get(stage.name) or asked.staging.get(stage.name)
-
     def _trusted(self, stage: Stage, sha256: str) -> Record | None:
         """A record that counts here; None, and a word of it, for another: the stage then counts as not run.
 
         Where nothing can be deployed from, as in a merge request, no key is trusted, and any whole record counts.
         """
         try:
-            if ci.vendor() != ci.LAPTOP and not ci.is_protected():
+            if not self.must_sign:
                 found = record.read(self.store.fetch_bytes(sha256))
             else:
                 fetch = functools.partial(self.store.fetch_bytes, sha256)
                 signed = self.trust.remembered(sha256, fetch, self.digests.remember)
-                found, faults = signed.record, role_faults(stage.name, signed.key, self._demand(stage))
-                if faults:
-                    raise IntegrityError(f"the record {sha256[:12]} {faults[0]}")
+                found, allowed = signed.record, self.policy.signers(stage.name)
+                if not set(allowed) & set(signed.key.roles):
+                    needs = " or ".join(allowed)
+                    raise IntegrityError(
+                        f"the record {sha256[:12]} is signed by {signed.key.name}, and needs {needs}"
+                    )
             if found.stage != stage.name:
                 raise IntegrityError(f"the record {sha256[:12]} is of {found.stage}")
             return found
@@ -302,7 +321,7 @@ class Runner:
             else:
                 yield name, self.done[name.split("/")[0]].outputs[name]
 
-    def _input_folders(self, stage: Stage) -> dict[str, Path | None]:
+    def input_folders(self, stage: Stage) -> dict[str, Path | None]:
         """The folder of each output that a stage reads, restored where it is not there."""
         return {
             name: trees.place(tree, self.paths.build / name, self.store, self.digests) if tree else None

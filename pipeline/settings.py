@@ -77,6 +77,8 @@ class Train:
     smoke_epochs: int = option(low=1, high=1_000)
     learning_rate: float = option(low=1e-9, high=10.0)
     seed: int = option(low=0, high=2**31 - 1)
+    executions: int = option(choices=(1, 2))
+    tolerance: float = option(low=0.0, high=1.0)
     gpus_at_least: int = option(low=1, high=64)
     gpu_memory_mib_at_least: int = option(low=0, high=10_000_000)
     timeout_s: float = option(low=1, high=30 * 86_400)
@@ -192,6 +194,14 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """What garbage collection keeps, beside what a channel serves, goes back to and compares with."""
+
+    versions: int = option(low=1, high=100_000)
+    days: float = option(low=1, high=36_500)
+
+
+@dataclass(frozen=True)
 class TrustedKey:
     """A public key and what it may sign (trust/roles.yaml)."""
 
@@ -233,3 +243,4 @@ class Settings:
     canary: Canary
     production: Production
     policy: Policy
+    retention: Retention

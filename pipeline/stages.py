@@ -111,8 +111,12 @@ class Stage:
     are the parts of pipeline.yaml that the stage reads, `files` what it reads of the repository beside
     the import closure of its function (`settings:NAME` is the file that a setting names); both are in its
     key, as is the kind of accelerator with `hardware`.
+    `same` are the outputs that the same inputs give byte for byte (no times in them, nothing that runs behind
+    them), so that the stage can be executed again and compared; `compare` is the dotted name of a function of two
+    folders of such an output that says how far apart their numbers are (inf: it cannot be said).
     `alive` is the dotted name of a function that says why a passed stage no longer holds (None: it does),
-    for stages whose result is a running server. `channel` is what it feeds once it passed; `deploys` says
+    for stages whose result is a running server. `attaches` names the stages whose records are attached to the image
+    in the registry once this one passed. `channel` is what it feeds once it passed; `deploys` says
     that it starts or switches versions. The rest is for CI: who may run it, and where.
     """
 
@@ -125,6 +129,8 @@ class Stage:
     settings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     alive: str = ""
+    same: tuple[str, ...] = ()
+    compare: str = ""
     hardware: bool = False
     predicate: str = "https://slsa.dev/provenance/v1"
     protected: bool = False
@@ -133,6 +139,7 @@ class Stage:
     manual: bool = False
     channel: str = ""
     deploys: bool = False
+    attaches: tuple[str, ...] = ()
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -177,6 +184,7 @@ STAGES: tuple[Stage, ...] = (
         "fetch, pin, check and split the data",
         "train.data.data",
         outputs=("rows",),
+        same=("rows",),
         settings=("data",),
     ),
     Stage(
@@ -184,6 +192,8 @@ STAGES: tuple[Stage, ...] = (
         "fit the model under MirroredStrategy",
         "train.fit.train",
         outputs=("model", "log"),
+        same=("model",),
+        compare="train.weights.difference",
         reads=("data/rows",),
         gates=("check",),
         settings=("model", "train", "data.classes", "data.row_shape", "data.value_range"),
@@ -196,6 +206,7 @@ STAGES: tuple[Stage, ...] = (
         "measure on held-out rows, against the gates and the champion",
         "train.evaluate.evaluate",
         outputs=("metrics", "predictions"),
+        same=("metrics", "predictions"),
         reads=("train/model", "data/rows", CHAMPION),
         settings=("evaluate", "data.classes"),
         predicate=_TEST_RESULT,
@@ -205,6 +216,7 @@ STAGES: tuple[Stage, ...] = (
         "write the SavedModel, with preprocessing and warm-up requests",
         "train.export.export",
         outputs=("savedmodel",),
+        same=("savedmodel",),
         reads=("train/model", "data/rows", CHAMPION),
         gates=("evaluate",),
         settings=("model", "export", "data.row_shape", "data.value_range"),
@@ -214,6 +226,7 @@ STAGES: tuple[Stage, ...] = (
         "add the model's layers to the base image",
         "deploy.image.image",
         outputs=("layout",),
+        same=("layout",),
         reads=("export/savedmodel",),
         settings=("model", "image"),
         protected=True,
@@ -239,6 +252,7 @@ STAGES: tuple[Stage, ...] = (
         gates=("scan",),
         settings=("model", "publish"),
         alive="deploy.publish.missing",
+        attaches=("image", "scan", "publish"),
         protected=True,
     ),
     Stage(
@@ -291,6 +305,7 @@ STAGES: tuple[Stage, ...] = (
         gates=("check", "evaluate", "scan", "staging"),
         settings=("model", "target", "production", "publish"),
         alive="deploy.standing.not_in_production",
+        attaches=("staging", "approve", "canary", "promote"),
         predicate="https://tidegate.dev/promotion/v1",
         protected=True,
         environment="production",

@@ -6,6 +6,7 @@
     channels/NAME/0000000007.json       an entry of a channel: created once, never changed
     channels/NAME.json                  how many entries there are: a hint, since a reader looks for more
     channels/NAME/version/3             the newest entry of a version: a hint
+    channels/NAME/image/SHA256          the newest entry of an image: a hint
 
 What decides is what is created: the blob of a record before its name, an entry before any hint. So whoever is killed
 between leaves nothing torn, and of two that append at the same moment exactly one creates the entry.
@@ -23,11 +24,14 @@ from pathlib import Path
 from pipeline import digest
 from pipeline.buckets import Bucket, open_bucket
 from pipeline.errors import IntegrityError, LostRace
+from pipeline.stages import BREAK_GLASS
 
 SMALL_BYTES = 16 << 20
 """More than any record, tree or channel entry has; more than that is not read."""
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}/[0-9TZ.]+-(?P<sha256>[0-9a-f]{64})")
+# What an entry is looked up by.
+_FOUND_BY = ("version", "image")
 _LOST = (
     "Bring it back from a copy of the store. What the files here make is made again by "
     "`python -m pipeline run --force STAGE --all`; a champion of other files only by running their commit again."
@@ -41,7 +45,8 @@ class Entry:
     `image` is the image's manifest digest; `published`, `model` and `savedmodel` are tree digests of outputs;
     `evidence` is the digest of the record that let it in; `left` is the image that was live before; `highest` the
     highest version that the channel ever had; `previous` the sha256 of the entry before, so that none can be
-    taken out or changed without breaking the chain.
+    taken out or changed without breaking the chain; `broken` the number of the newest entry before this one that a
+    break-glass let in (0 for none).
     """
 
     image: str
@@ -56,6 +61,7 @@ class Entry:
     left: str = ""
     highest: int = 0
     previous: str = ""
+    broken: int = 0
 
     def document(self) -> bytes:
         """The entry as it is kept: canonical JSON."""
@@ -97,9 +103,25 @@ class Channel:
                 high = middle - 1
         return self._store.entry(self.name, low)[0] if low else None
 
+    def break_glasses(self) -> Iterator[Entry]:
+        """The entries that a break-glass let in, newest first: each entry names the one before, so no other is read."""
+        entry, revision = self.live, self.revision
+        if entry and entry.why == BREAK_GLASS.name:
+            yield entry
+        while entry and 0 < entry.broken < revision:
+            revision = entry.broken
+            entry, _ = self._store.entry(self.name, revision)
+            yield entry
+
     def of_version(self, version: int) -> Entry | None:
         """The newest entry of a version."""
-        return self._store.entry_of_version(self, version)
+        if self.live is None or version > self.live.highest:
+            return None
+        return self._store.entry_of(self, "version", version)
+
+    def of_image(self, image: str) -> Entry | None:
+        """The newest entry of an image."""
+        return self._store.entry_of(self, "image", image)
 
 
 def open_store(address: str, root: Path) -> Store:
@@ -189,7 +211,8 @@ class Store:
         if revision > 1 and self.entry(name, revision - 1)[1] != found[0].previous:
             raise IntegrityError(
                 f"channel {name}: entry {revision} ({self.bucket.where(_entry_path(name, revision))}) does not follow "
-                f"entry {revision - 1}: no promotion wrote it. Look at it, and remove it."
+                f"entry {revision - 1}: no promotion wrote it so, or the one before was changed. Look at "
+                "both; the signed record that each names as its evidence tells which is right."
             )
         return Channel(name, revision, *found, self) if found else Channel(name, _store=self)
 
@@ -198,7 +221,10 @@ class Store:
         revision = seen.revision + 1
         highest = max(entry.version, seen.live.highest if seen.live else 0)
         at = max(entry.at, seen.live.at) if seen.live else entry.at  # clocks differ a little between machines
-        entry = dataclasses.replace(entry, highest=highest, at=at, previous=seen.head)
+        broken = 0
+        if seen.live:
+            broken = seen.revision if seen.live.why == BREAK_GLASS.name else seen.live.broken
+        entry = dataclasses.replace(entry, highest=highest, at=at, previous=seen.head, broken=broken)
         data = entry.document()
         if not self.bucket.create(_entry_path(seen.name, revision), data):
             now = self.channel(seen.name)
@@ -206,10 +232,10 @@ class Store:
                 f"{seen.name} was changed meanwhile: {now.live.by} made v{now.live.version} live at {now.live.at}. "
                 "Look at `make status`, then run again."
             )
-        self.bucket.write(f"channels/{seen.name}.json", json.dumps({"revision": revision}).encode())
-        self.bucket.write(
-            _version_path(seen.name, entry.version), json.dumps({"revision": revision}).encode()
-        )
+        hint = json.dumps({"revision": revision}).encode()
+        self.bucket.write(f"channels/{seen.name}.json", hint)
+        for what in _FOUND_BY:
+            self.bucket.write(_hint_path(seen.name, what, getattr(entry, what)), hint)
         return Channel(seen.name, revision, entry, digest.of_bytes(data), self)
 
     def entry(self, name: str, revision: int) -> tuple[Entry, str]:
@@ -221,12 +247,12 @@ class Store:
             )
         return found
 
-    def entry_of_version(self, channel: Channel, version: int) -> Entry | None:
-        """The newest entry of a version: where the hint says, or wherever it is."""
-        revision = self._hint(_version_path(channel.name, version))
-        if revision and (found := self._entry(channel.name, revision)) and found[0].version == version:
+    def entry_of(self, channel: Channel, what: str, value: int | str) -> Entry | None:
+        """The newest entry whose member `what` (version, image) has a value: where the hint says, or wherever it is."""
+        revision = self._hint(_hint_path(channel.name, what, value))
+        if revision and (found := self._entry(channel.name, revision)) and getattr(found[0], what) == value:
             return found[0]
-        return next((entry for entry in channel.newest_first() if entry.version == version), None)
+        return next((entry for entry in channel.newest_first() if getattr(entry, what) == value), None)
 
     def _entry(self, name: str, revision: int) -> tuple[Entry, str] | None:
         path = _entry_path(name, revision)
@@ -260,5 +286,5 @@ def _entry_path(name: str, revision: int) -> str:
     return f"channels/{name}/{revision:010d}.json"
 
 
-def _version_path(name: str, version: int) -> str:
-    return f"channels/{name}/version/{version}"
+def _hint_path(name: str, what: str, value: int | str) -> str:
+    return f"channels/{name}/{what}/{str(value).removeprefix('sha256:')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,6 +100,15 @@ class Trust:
             f"signed:{envelope_sha256}:{self.digest}", lambda: self._signer_of(envelope, _named(made)).name
         )
         return self.judge(Signed(made, next(key for key in self._all() if key.name == name)))
+
+    def key_of(self, signer: Signer) -> TrustedKey | None:
+        """The trusted key that a signer signs with; None for a stranger's."""
+        wanted = signer.crypto.public_key.keyid
+        for key in self._all():
+            with contextlib.suppress(ValueError):
+                if self._public_key(key).keyid == wanted:
+                    return key
+        return None
 
     def has_role(self, role: str) -> bool:
         """Whether any key may act in this role today."""

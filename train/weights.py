@@ -4,6 +4,7 @@ Keras's own formats carry times; these files have the same bytes for the same mo
 """
 
 import io
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 
 from pipeline.errors import IntegrityError
 from train import model, runtime  # noqa: F401  model registers its layers
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def save(keras_model, folder: Path) -> None:
@@ -33,8 +36,35 @@ def load(folder: Path):
         keras_model = keras.models.model_from_json((folder / "architecture.json").read_text())
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             keras_model.set_weights([arrays[name] for name in arrays.files])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise IntegrityError(
             f"the trained model cannot be read: {error}. Run the train stage again (make clean removes build/)."
         ) from error
     return keras_model
+
+
+def difference(first: Path, second: Path) -> float:
+    """How far apart two models that `save` wrote are: the largest absolute difference of a weight.
+
+    Infinity where that says nothing: another architecture, other shapes or types, NaN, a file that cannot be read.
+    """
+    try:
+        if (first / "architecture.json").read_bytes() != (second / "architecture.json").read_bytes():
+            return math.inf
+        with (
+            np.load(first / "weights.npz", allow_pickle=False) as old,
+            np.load(second / "weights.npz", allow_pickle=False) as new,
+        ):
+            if old.files != new.files:
+                return math.inf
+            return max((_apart(old[name], new[name]) for name in old.files), default=0.0)
+    except _UNREADABLE:
+        return math.inf
+
+
+def _apart(old: np.ndarray, new: np.ndarray) -> float:
+    if (old.shape, old.dtype) != (new.shape, new.dtype):
+        return math.inf
+    with np.errstate(invalid="ignore"):
+        largest = float(np.max(np.abs(old.astype(np.float64) - new.astype(np.float64)), initial=0.0))
+    return largest if math.isfinite(largest) else math.inf

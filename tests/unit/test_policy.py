@@ -214,6 +214,13 @@ def test_a_rollback_stands_on_the_promotion_that_it_goes_back_to_however_old(wal
     strict.promote()
     needs = {"promote": strict.records["promote"].sha256}
     strict.policy.demand(ALL["rollback"], needs, IMAGE)
+    reads = {"publish/published": strict.records["publish"].outputs["publish/published"]}
+    back = make("rollback", {"rollback/evidence": "b" * 64}, reads, digest=IMAGE, needs=needs)
+    assert strict.policy.examine("rollback", strict.add(back).sha256, IMAGE).holds
+    other = dataclasses.replace(
+        back, key_parts={**back.key_parts, "reads": {"publish/published": "0" * 64}}, key="k"
+    )
+    assert not strict.policy.examine("rollback", strict.add(other).sha256, IMAGE).holds
     with pytest.raises(GateRefused, match=f"promote: is about {IMAGE}, not {OTHER}"):
         strict.policy.demand(ALL["rollback"], needs, OTHER)
 

@@ -119,7 +119,10 @@ def _recheck_all(runner: Runner, plans: Sequence[Plan]) -> None:
                 found = _again(runner, plan)
         except TidegateError as error:
             _tell(f"✗ {name}: could not be rechecked")
-            errors.append(error)
+            if error.exit_code == IntegrityError.exit_code:
+                faults.append(str(error))
+            else:
+                errors.append(error)
             continue
         tolerance = getattr(getattr(runner.settings, name, None), "tolerance", 0.0)
         fault = found.fault(tolerance)

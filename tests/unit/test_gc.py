@@ -157,12 +157,16 @@ def test_what_was_recorded_lately_stays_with_all_that_it_needs_and_the_older_goe
     walks.walk(IMAGES[2], until="train")
     base = dict(walks.records)
     age(walks.root, 100)
+    walks.walk(IMAGES[4], until="publish")
+    lately, lately_tree = dict(walks.records), walks.output("export/savedmodel")
     walks.walk(IMAGES[3], until="publish")
     walks.change("train", needs={**walks.records["train"].needs, "data": base["data"].sha256})
     clean(walks, days=90)
     assert trees.kept(base["data"].outputs["data/rows"], walks.store), "older, and needed by a young one"
     assert all(path_of(walks, made.sha256).exists() for made in walks.records.values())
     assert trees.kept(walks.output("export/savedmodel"), walks.store)
+    assert all(path_of(walks, made.sha256).exists() for made in lately.values()), "though not the newest"
+    assert trees.kept(lately_tree, walks.store)
     assert not trees.kept(old_tree, walks.store)
     for stage in ("train", "evaluate", "export"):
         assert not path_of(walks, old[stage].sha256).exists()

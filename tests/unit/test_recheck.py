@@ -195,10 +195,15 @@ def test_outputs_that_someone_forged_and_signed_are_found_out(house):
     assert forged[:12] in said
 
 
+def tree_of(house, stage: str, output: str) -> dict[str, str]:
+    """The sha256 of each file of an output."""
+    leaves = Digests(house.root / "none").tree(house.paths.build / stage / output).leaves
+    return {leaf.path: leaf.sha256 for leaf in leaves}
+
+
 def blob_of_seed(house):
     """The store's file of an output of data."""
-    leaves = Digests(house.root / "none").tree(house.paths.build / "data" / "rows").leaves
-    return house.blob(next(leaf.sha256 for leaf in leaves if leaf.path == "seed.txt"))
+    return house.blob(tree_of(house, "data", "rows")["seed.txt"])
 
 
 def test_a_blob_whose_bytes_were_replaced_in_the_store_is_named(house):
@@ -209,6 +214,21 @@ def test_a_blob_whose_bytes_were_replaced_in_the_store_is_named(house):
     with pytest.raises(IntegrityError, match="data: the store does not hold what record") as caught:
         recheck(house.runner(), ["data"], 1)
     assert blob.name in str(caught.value)
+
+
+def test_a_program_that_failed_hides_no_blob_that_was_replaced(house, monkeypatch):
+    house.walk(*BOTH)
+    blob = house.blob(tree_of(house, "train", "model")["architecture.json"])
+    blob.chmod(0o644)
+    blob.write_bytes(b"[]")
+
+    def attend(argv, **_):
+        raise ProgramFailed("data did not end within 1 s and was stopped.")
+
+    monkeypatch.setattr("pipeline.run.attend", attend)
+    said = faults(house)
+    assert blob.name in said
+    assert "data did not end" in said
 
 
 def test_a_stage_whose_blob_is_gone_is_no_hit(house, capsys):

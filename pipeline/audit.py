@@ -65,7 +65,7 @@ def _find(runner: Runner, subject: str) -> tuple[str, Entry]:
     for name in (subject,) if subject in _CHANNELS else _CHANNELS:
         channel = runner.store.channel(name)
         if image:
-            found = next((entry for entry in channel.newest_first() if entry.image == image[1]), None)
+            found = channel.of_image(image[1])
         else:
             found = channel.of_version(int(version[1])) if version else channel.live
         if found:

@@ -17,6 +17,7 @@ CHUNK_BYTES = 1 << 20
 # A file that changed this shortly before it was hashed could change again within the same tick of the
 # file system's clock; git calls such files racy. They are hashed again next time.
 _RACY_NS = 50_000_000
+_REMEMBERED_AT_MOST = 20_000
 
 
 def of_bytes(data: bytes) -> str:
@@ -140,6 +141,10 @@ class Digests:
         """Keeps what was learnt. Losing it costs time, never truth; so a full disk is no error here."""
         if not self._changed:
             return
+        if (
+            len(self._known) > _REMEMBERED_AT_MOST
+        ):  # what was learnt first is the least likely to be asked again
+            self._known = dict(list(self._known.items())[-_REMEMBERED_AT_MOST // 2 :])
         partial = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)

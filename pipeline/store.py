@@ -249,6 +249,8 @@ class Store:
 
     def entry_of(self, channel: Channel, what: str, value: int | str) -> Entry | None:
         """The newest entry whose member `what` (version, image) has a value: where the hint says, or wherever it is."""
+        if channel.live and getattr(channel.live, what) == value:
+            return channel.live
         revision = self._hint(_hint_path(channel.name, what, value))
         if revision and (found := self._entry(channel.name, revision)) and getattr(found[0], what) == value:
             return found[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.digest import Digests, Tree
@@ -70,6 +69,8 @@ def _each(leaves, work) -> None:
     if len(leaves) == 1:
         work(leaves[0])
         return
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and most commands move nothing
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in [pool.submit(work, leaf) for leaf in leaves]:
             done.result()

@@ -128,3 +128,15 @@ def test_what_is_derived_from_a_file_is_computed_once_for_each_content(digests, 
     path.write_text("longer")
     assert digests.derived(path, "length", lambda text: calls.append(text) or len(text)) == 6
     assert calls == ["a", "longer"]
+
+
+def test_the_memory_forgets_what_was_learnt_first_and_does_not_grow_without_end(
+    digests, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(digest, "_REMEMBERED_AT_MOST", 10)
+    for number in range(11):
+        digests.remember(f"name {number}", lambda: "learnt")
+    digests.save()
+    again = Digests(tmp_path / "memory.json")
+    assert again.remember("name 10", lambda: "anew") == "learnt"
+    assert again.remember("name 0", lambda: "anew") == "anew"

@@ -133,10 +133,10 @@ class Factory:
         self.versions += 1
         for stage in STAGES:
             if stage.name not in (*_FIXED, "promote"):
-                follows = self.evidence.store.channel("staging") if stage.name == "staging" else None
-                self._record(stage, follows.head if follows else "")
-                if follows:
-                    self.enter("staging", follows)
+                staging = self.evidence.store.channel("staging") if stage.name == "staging" else None
+                self._record(stage, staging)
+                if staging:
+                    self.enter("staging", staging)
 
     def judge(self, runner: Runner) -> None:
         """What the policy says of the newest version; raises GateRefused if it may not be let in."""
@@ -146,23 +146,29 @@ class Factory:
     def sign_promotion(self) -> Channel:
         """Signs the record that lets the newest version in; returns production, which it follows."""
         production = self.evidence.store.channel("production")
-        self._record(ALL["promote"], production.head)
+        self._record(ALL["promote"], production)
         return production
 
     def enter(self, name: str, seen: Channel) -> None:
         """Appends the newest version to a channel."""
-        records = self.evidence.records
-        made = records[{"production": "promote"}.get(name, name)]
-        left = seen.live.image if seen.live else ""
-        entry = Entry(
-            records["publish"].digest, self.versions, records["train"].outputs["train/model"],
-            records["export"].outputs["export/savedmodel"], records["publish"].outputs["publish/published"],
-            "ann", made.finished, made.stage, made.sha256, left,
-        )  # fmt: skip
-        self.evidence.store.append(seen, entry)
+        made = self.evidence.records[{"production": "promote"}.get(name, name)]
+        entry = self._entry(made.stage, seen)
+        self.evidence.store.append(seen, dataclasses.replace(entry, at=made.finished, evidence=made.sha256))
 
-    def _record(self, stage: Stage, follows: str = "") -> None:
-        """The record of a stage for this version, made after that of the version before."""
+    def _entry(self, stage: str, seen: Channel) -> Entry:
+        """What the newest version's record of a stage signs of its entry."""
+        records = self.evidence.records
+        return seen.following(
+            Entry(
+                self.image(self.versions) if self.versions > 1 else records["publish"].digest, self.versions,
+                records["train"].outputs["train/model"], records["export"].outputs["export/savedmodel"],
+                records["publish"].outputs["publish/published"], "ann", "", stage, "",
+                seen.live.image if seen.live else "",
+            )
+        )  # fmt: skip
+
+    def _record(self, stage: Stage, seen: Channel | None = None) -> None:
+        """The record of a stage for this version, made after that of the version before; `seen` is what it enters."""
         before, records = self.evidence.records[stage.name], self.evidence.records
         reads = {
             name: records[name.split("/")[0]].outputs[name] if tree else None
@@ -179,7 +185,7 @@ class Factory:
             digest=self.image(self.versions) if stage.name in _OF_IMAGE else "",
             started=moment,
             finished=moment,
-            follows=follows,
+            enters=self._entry(stage.name, seen).claims(stage.channel) if seen else {},
         )
         self.evidence.add(made)
 

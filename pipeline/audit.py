@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import SettingsError
-from pipeline.policy import Node
+from pipeline.policy import Node, entry_faults
 from pipeline.runner import Runner
 from pipeline.store import Entry
 
@@ -51,7 +51,7 @@ def audit(runner: Runner, subject: str) -> Audit:
     name, entry = _find(runner, subject)
     said = f"{name} v{entry.version} {entry.image}"
     tree = runner.policy.examine(entry.why, entry.evidence, entry.image)
-    return Audit(said, entry, tree, tuple(_entry_faults(entry, tree)))
+    return Audit(said, entry, tree, tuple(entry_faults(name, entry, tree.record) if tree.record else ()))
 
 
 def _find(runner: Runner, subject: str) -> tuple[str, Entry]:
@@ -73,28 +73,6 @@ def _find(runner: Runner, subject: str) -> tuple[str, Entry]:
     raise SettingsError(
         f"{subject} never was in a channel, so nothing says that it may be. `make history` shows what was."
     )
-
-
-def _entry_faults(entry: Entry, tree: Node) -> Iterator[str]:
-    """Whether the channel's entry says what the record says that let it in."""
-    made = tree.record
-    if made is None:
-        return
-    for what, said, signed in (
-        ("image", entry.image, made.digest),
-        ("person", entry.by, made.facts.get("actor", "")),
-        ("entry before", entry.previous, made.follows),
-    ):
-        if said != signed:
-            yield (
-                f"the channel names another {what} than the record that let it in: "
-                f"{said or 'none'}, not {signed or 'none'}"
-            )
-    if entry.at < made.finished:
-        yield f"the channel was changed at {entry.at}, before the record that let it in was made ({made.finished})"
-    published = next((node.record for node in tree.walk() if node.stage == "publish" and node.record), None)
-    if published and published.outputs.get("publish/published") != entry.published:
-        yield "the channel names another published output than the records"
 
 
 def _plain(node: Node) -> dict:

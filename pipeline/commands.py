@@ -61,7 +61,7 @@ def _closing_words(runner: Runner, wanted: Sequence[str]) -> None:
     if all(row.cached for row in runner.rows):
         print(f"Nothing to do: all that was asked ({len(wanted)}) holds for these inputs.", file=sys.stderr)
     if "promote" in wanted:
-        live = runner.store.channel("production").live
+        live = runner.channel("production").live
         address = settings.target.address
         print(
             f"Production serves {settings.model} v{live.version} ({live.image[:19]}) at "
@@ -173,7 +173,7 @@ def history(arguments, paths: Paths) -> int:
 
 def approve(arguments, paths: Paths) -> int:
     runner = Runner.open(paths, approving=True)
-    live = runner.store.channel("staging").live
+    live = runner.channel("staging").live
     if live is None:
         raise errors.GateRefused("nothing is in staging yet; `make staging` puts it there.")
     if arguments.digest not in (None, live.image):

@@ -70,8 +70,14 @@ class Tree:
         """The tree that a manifest describes. Raises IntegrityError for paths that would leave the folder."""
         try:
             leaves = tuple(Leaf(*row) for row in json.loads(manifest))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise IntegrityError(f"a tree in the store is not readable: {error}") from error
+        if any(
+            [type(x) for x in (n.path, n.size, n.sha256)] != [str, int, str] or "\0" in n.path for n in leaves
+        ):
+            raise IntegrityError(
+                "a tree in the store is not readable: a row is not path, size, sha256, executable"
+            )
         for leaf in leaves:
             parts = Path(leaf.path).parts
             if not parts or leaf.path.startswith("/") or ".." in parts:

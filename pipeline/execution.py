@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.child import result_path
 from pipeline.digest import Digests
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
 from pipeline.key import LOCK
-from pipeline.keys import Signer
+from pipeline.keys import APPROVAL_VARIABLE, KEY_VARIABLE, Signer
 from pipeline.record import Record
 from pipeline.settings import Bound, Settings
 from pipeline.stages import Decided, Facts, Outcome, Result, Stage
@@ -53,7 +53,7 @@ class Paths:
 class Work:
     """A stage to be run: the key that its record will have, and the folders that it reads.
 
-    `needs` names the records before it; `follows` and `reason` go into its own as they are.
+    `needs` names the records before it; `enters` and `reason` go into its own as they are.
     """
 
     stage: Stage
@@ -61,7 +61,7 @@ class Work:
     key_parts: Mapping
     inputs: Mapping[str, Path | None]
     needs: Mapping[str, str]
-    follows: str = ""
+    enters: Mapping = field(default_factory=dict)
     reason: str = ""
 
 
@@ -136,7 +136,8 @@ class Executor:
             [sys.executable, "-m", "pipeline.child", str(task_path)],
             timeout_s=getattr(own, "timeout_s", _DAY_S),
             cwd=self.paths.root,
-            env={"PYTHONHASHSEED": "0"},
+            # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
+            env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
         )
         return _answer(work.stage, status, task_path)
 
@@ -188,7 +189,7 @@ class Executor:
             started=started,
             finished=now(),
             facts=dataclasses.asdict(self.facts),
-            follows=work.follows,
+            enters=work.enters,
             reason=work.reason,
             reproducible=reproducible,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def make(paths: Paths, name: str, roles: Sequence[str], identities: Sequence[str
         )
     before = file.read_text()
     row = f"  - {{name: {name}, file: {name}.pem, roles: [{', '.join(roles)}]"
-    row += (f", identities: [{', '.join(identities)}]" if identities else "") + "}\n"
+    row += (f", identities: {json.dumps(list(identities))}" if identities else "") + "}\n"
     fresh = file.with_name(f".roles.{os.getpid()}.yaml")
     try:
         fresh.write_text(_with_row(before, row))

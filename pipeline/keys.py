@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.errors import SettingsError
 
 KEY_VARIABLE = "TIDEGATE_SIGNING_KEY"
+APPROVAL_VARIABLE = "TIDEGATE_APPROVAL_KEY"
 
 
 class Signer:

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pipeline import ci, digest, key, trees
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
 from pipeline.execution import Work, now
-from pipeline.runner import Runner, check_clock, deployment_lock, needed
+from pipeline.runner import Runner, deployment_lock, needed
 from pipeline.stages import BREAK_GLASS, FOLLOW_UP, ROLLBACK, Outcome, Result, Stage
 from pipeline.store import Channel, Entry
+from pipeline.trust import OWN
 
 CHANNELS = ("staging", "production")
 _LOOKED_BACK = 100
@@ -27,8 +28,8 @@ def _targets():
 
 def status(runner: Runner) -> dict:
     """What each channel names, and what runs, as plain values."""
-    channels = {name: runner.store.channel(name).live for name in CHANNELS}
-    opened = unfollowed(runner, runner.store.channel("production"))
+    channels = {name: runner.channel(name).live for name in CHANNELS}
+    opened = unfollowed(runner, runner.channel("production"))
     return {
         "model": runner.settings.model,
         "break_glass": dataclasses.asdict(opened) if opened else None,
@@ -70,7 +71,7 @@ def channel(runner: Runner, name: str) -> Channel:
     """A channel. Raises SettingsError for one that does not exist."""
     if name not in CHANNELS:
         raise SettingsError(f"{name} is not a channel. Allowed: {', '.join(CHANNELS)}.")
-    return runner.store.channel(name)
+    return runner.channel(name)
 
 
 def print_history(runner: Runner, entries: Sequence[Entry], more: int = 0) -> None:
@@ -82,15 +83,21 @@ def print_history(runner: Runner, entries: Sequence[Entry], more: int = 0) -> No
         print(f"… and {more:,} before; --all shows them")
 
 
+def plain(text: str) -> str:
+    """A text without what could move a terminal's cursor: who acted chooses his name."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _alarm(entry: Entry, runner: Runner, line: str) -> str:
     """The line, in red with its reason for a break-glass that nobody has followed up."""
+    line = plain(line)
     if entry.why != BREAK_GLASS.name:
         return line
     after = followed_up(runner, entry)
     if after:
-        return f"{line}\n    {after}"
+        return f"{line}\n    {plain(after)}"
     node = runner.policy.examine(BREAK_GLASS.name, entry.evidence)
-    reason = node.record.reason if node.record else "its record cannot be read"
+    reason = plain(node.record.reason) if node.record else "its record cannot be read"
     alarm = f'{line}\n    BREAK-GLASS, not followed up: "{reason}". python -m pipeline follow-up --note "…" closes it'
     return f"\x1b[1;31m{alarm}\x1b[0m" if sys.stdout.isatty() else alarm
 
@@ -135,8 +142,9 @@ def rollback(runner: Runner, version: int | None = None) -> str:
     """
     refuse_unprotected("rollback")
     with deployment_lock(runner.paths.state):
-        production = runner.store.channel("production")
+        production = runner.channel("production")
         goal = earlier(production, version)
+        runner.policy.accept("production", goal)
         return _put_live(runner, ROLLBACK, production, goal, {goal.why: goal.evidence})
 
 
@@ -155,13 +163,13 @@ def break_glass(runner: Runner, reason: str) -> str:
     made = runner.done["publish"]
     with deployment_lock(runner.paths.state):
         production = runner.store.channel("production")
-        goal = runner.entry(production, made)
+        goal = runner.entry(production, BREAK_GLASS)
         return _put_live(runner, BREAK_GLASS, production, goal, {"publish": made.sha256}, reason.strip())
 
 
 def follow_up(runner: Runner, note: str) -> str:
     """Records what became of the open break-glass of production, signed by an approver; returns one sentence."""
-    opened = unfollowed(runner, runner.store.channel("production"))
+    opened = unfollowed(runner, runner.channel("production"))
     if opened is None:
         raise GateRefused("no break-glass waits for a follow-up.")
     if len(note.strip()) < 10:
@@ -169,7 +177,7 @@ def follow_up(runner: Runner, note: str) -> str:
     runner.policy.check_signer(FOLLOW_UP, runner.signer)
     parts = {"reads": {}, "break-glass": opened.evidence}
     work = Work(
-        FOLLOW_UP, digest.of_json(parts), parts, {}, {"break-glass": opened.evidence}, "", note.strip()
+        FOLLOW_UP, digest.of_json(parts), parts, {}, {"break-glass": opened.evidence}, reason=note.strip()
     )
     result = Result(
         Outcome.PASSED, f"{runner.facts.actor} followed up the break-glass of {opened.at}: {note.strip()}"
@@ -189,14 +197,17 @@ def followed_up(runner: Runner, entry: Entry) -> str:
     key_of = digest.of_json({"reads": {}, "break-glass": entry.evidence})
     for sha256 in runner.store.records(FOLLOW_UP.name, key_of):
         node = runner.policy.examine(FOLLOW_UP.name, sha256)
-        if not node.faults and node.record.needs.get("break-glass") == entry.evidence:
+        if node.faults or node.record.needs.get("break-glass") != entry.evidence:
+            continue
+        by = {one.stage: one.key.name for one in node.walk() if one.key}
+        if by[FOLLOW_UP.name] != by.get(BREAK_GLASS.name) or by[FOLLOW_UP.name] == OWN:
             return node.record.sentence
     return ""
 
 
 def refuse_unprotected(what: str) -> None:
     """Only a protected ref, or a person at a machine, may deploy."""
-    if ci.vendor() != ci.LAPTOP and not ci.is_protected():
+    if ci.vendor() != ci.LAPTOP and (ci.is_merge_request() or not ci.is_protected()):
         raise GateRefused(
             f"{what}: only a protected ref may deploy, and CI says that this one is not protected."
         )
@@ -206,7 +217,6 @@ def _put_live(
     runner: Runner, stage: Stage, production: Channel, goal: Entry, needs: Mapping[str, str], reason: str = ""
 ) -> str:
     """Gives production to a version whose evidence holds; returns one sentence."""
-    check_clock(production)
     runner.policy.check_signer(stage, runner.signer)
     runner.policy.demand(stage, needs, goal.image)
     place = runner.paths.build / f"{stage.name}-to" / "published"
@@ -216,15 +226,12 @@ def _put_live(
     reads = {"publish/published": goal.published}
     parts = key.parts(stage, runner.settings, reads, runner.paths.root, runner.digests)
     inputs = {"publish/published": place}
-    work = Work(stage, digest.of_json(parts), parts, inputs, needs, production.head, reason)
-    made = runner.executor.execute(work)
+    work = Work(stage, digest.of_json(parts), parts, inputs, needs, reason=reason)
+    left = production.live.image if production.live else ""
+    entry = dataclasses.replace(goal, by=runner.facts.actor, why=stage.name, left=left)
+    made = runner.enter(production, entry, work)
     if made.outcome != Outcome.PASSED:
         raise GateRefused(f"{stage.name}: {made.sentence}")
-    entry = dataclasses.replace(
-        goal, by=runner.facts.actor, at=made.finished, why=stage.name, evidence=made.sha256,
-        left=production.live.image if production.live else "",
-    )  # fmt: skip
-    runner.store.append(production, entry)
     return made.sentence
 
 

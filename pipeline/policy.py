@@ -6,7 +6,7 @@ a key that the repository trusts with that stage, passed, and name one another, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,7 @@ from pipeline.keys import Signer
 from pipeline.record import Record
 from pipeline.settings import Demand, Settings, TrustedKey
 from pipeline.stages import ALL, BREAK_GLASS, CHAMPION, ROLLBACK, STAGES, Outcome, Stage
-from pipeline.store import Store
+from pipeline.store import Entry, Store
 from pipeline.trees import document
 from pipeline.trust import Trust
 
@@ -27,6 +27,13 @@ _SIGNERS: Mapping[str, tuple[str, ...]] = {
     "break-glass": ("break-glass",),
     "follow-up": ("approver",),
 }
+# What lets a version into each channel.
+_LETS_IN: Mapping[str, tuple[str, ...]] = {
+    "staging": ("staging",),
+    "production": ("promote", "rollback", "break-glass"),
+}
+_CALLED: Mapping[str, str] = {"by": "person", "previous": "entry before"}
+_SKEW = timedelta(minutes=5)
 # Stages whose record names the image itself.
 _OF_IMAGE = ("image", "scan", "publish", "staging", "approve", "canary", "promote", "rollback", "break-glass")
 
@@ -76,6 +83,7 @@ class Policy:
         """
         demands = self.demands(stage)
         faults = [f"{name}: has no record" for name in self.needed(stage) if name not in needs]
+        faults += [f"rollback: {fault}" for fault in _goal_faults(stage.name, needs)]
         nodes = [self.examine(name, sha256, image, demands.get(name)) for name, sha256 in needs.items()]
         bad = (f"{one.stage}: {fault}" for node in nodes for one in node.walk() for fault in one.faults)
         faults += dict.fromkeys(bad)
@@ -156,7 +164,9 @@ class Policy:
             *_role_faults(stage, signed.key, demand),
             *_age_faults(made, demand, at),
             *self._chain_faults(made, behind),
+            *_goal_faults(stage, made.needs),
             *_same_faults(made, behind),
+            *self._model_faults(made),
             *(
                 [f"is about {made.digest}, not {image}"]
                 if stage in _OF_IMAGE and image and made.digest != image
@@ -164,7 +174,10 @@ class Policy:
             ),
         ]
         if stage == "approve" and not faults:
-            faults += self._approval_faults(made, signed.key, behind)
+            authors = {
+                one.record.facts.get("author", "") for node in needs for one in node.walk() if one.record
+            }
+            faults += self._approval_faults(made, signed.key, {name.strip().casefold() for name in authors})
         return Node(stage, sha256, made, signed.key, tuple(faults), needs)
 
     def _behind(self, made: Record, image: str) -> Iterator[Node]:
@@ -186,8 +199,39 @@ class Policy:
                 faults.append(f"read another {output} than the one recorded before it")
         return faults
 
-    def _approval_faults(self, made: Record, key: TrustedKey, behind: Mapping[str, Record]) -> list[str]:
-        """Whether the approval names the published image, and its author another than the approver."""
+    def _model_faults(self, made: Record) -> list[str]:
+        """A record of another model may be signed by the same keys."""
+        model, ours = _model(made), self.settings.model
+        return (
+            [f"is of the model {model}, and this repository's is {ours}"] if model not in ("", ours) else []
+        )
+
+    def accept(self, channel: str, entry: Entry) -> None:
+        """Raises IntegrityError unless a trusted key signed that this very entry enters this channel.
+
+        That alone: what the evidence behind it is worth today, `examine` says.
+        """
+        try:
+            signed = self.trust.verify(self.store.fetch_bytes(entry.evidence))
+        except IntegrityError as error:
+            faults = [str(error)]
+        else:
+            faults = [
+                *entry_faults(channel, entry, signed.record),
+                *_role_faults(entry.why, signed.key, None),
+            ]
+        if faults:
+            raise IntegrityError(
+                f"{channel}'s entry of {entry.at} (v{entry.version}, {entry.why}) is not what was signed: "
+                f"{'; '.join(faults)}. Bring the channel back from a copy of the store; where its key was revoked, "
+                f"move channels/{channel} of the store aside, and promote anew."
+            )
+
+    def _approval_faults(self, made: Record, key: TrustedKey, authors: Collection[str]) -> list[str]:
+        """Whether the approval names the published image, and its author is another than the approver.
+
+        `authors` are all that the records before it name.
+        """
         try:
             approved = document(made.outputs["approve/approval"], "approval.json", self.store)["digest"]
         except (IntegrityError, KeyError) as error:
@@ -197,18 +241,17 @@ class Policy:
         )
         if self.settings.policy.author_may_approve:
             return faults
-        author = behind["publish"].facts.get("author", "") if "publish" in behind else ""
-        approvers = {key.name, made.facts.get("actor", ""), *key.identities}
-        if not author:
-            return [
-                *faults,
-                "nobody knows who wrote the model's last commit, and its author may not approve it",
-            ]
-        return (
-            [*faults, f"{author} wrote the model's last commit, and may not approve it"]
-            if author in approvers
-            else faults
-        )
+        approvers = {
+            name.strip().casefold() for name in (key.name, made.facts.get("actor", ""), *key.identities)
+        }
+        for author in sorted(authors):
+            if not author:
+                faults.append(
+                    "nobody knows who wrote the model's last commit, and its author may not approve it"
+                )
+            elif author in approvers:
+                faults.append(f"{author} wrote the model's last commit, and may not approve it")
+        return faults
 
 
 def _kind_faults(made: Record, stage: str) -> list[str]:
@@ -257,6 +300,34 @@ def _same_faults(made: Record, behind: Mapping[str, Record]) -> list[str]:
             if old and new and old != new:
                 faults.append(f"was made of another {what} than {name} before it ({new[:12]}, {old[:12]})")
     return faults
+
+
+def entry_faults(channel: str, entry: Entry, made: Record) -> list[str]:
+    """Whether a channel's entry says what the record that let it in signed."""
+    if entry.why not in _LETS_IN.get(channel, ()) or made.stage != entry.why:
+        return [f"a record of {made.stage} lets nothing into {channel} as {entry.why}"]
+    claims = entry.claims(channel)
+    faults = [
+        f"the channel names another {_CALLED.get(name, name)} than the record that let it in: "
+        f"{claims[name] or 'none'}, not {made.enters.get(name) or 'none'}"
+        for name in claims
+        if claims[name] != made.enters.get(name)
+    ]
+    if made.outcome != Outcome.PASSED or made.digest != entry.image:
+        faults.append(f"its record is about {made.digest or 'no image'}, and {made.outcome}")
+    since = datetime.fromisoformat(entry.at) - datetime.fromisoformat(made.finished)
+    if not timedelta(0) <= since <= _SKEW:
+        faults.append(
+            f"the channel was changed at {entry.at}, and the record that let it in was made at {made.finished}"
+        )
+    return faults
+
+
+def _goal_faults(stage: str, needs: Mapping[str, str]) -> list[str]:
+    """Whether a rollback goes back to what once let a version into production, and to nothing else."""
+    if stage != ROLLBACK.name or (len(needs) == 1 and set(needs) <= set(_LETS_IN["production"])):
+        return []
+    return [f"goes back to {', '.join(needs) or 'nothing'}, which never lets a version into production"]
 
 
 def _model(made: Record) -> str:

@@ -28,8 +28,8 @@ class Record:
     """What one run of a stage left behind.
 
     `key_parts` is what the key was computed from. `outputs` maps names, as `train/model`, to tree
-    digests. `needs` maps the stages before to the sha256 of their records. Times are UTC, ISO 8601. `follows` is the
-    sha256 of the channel's entry that a record which feeds a channel came after; `reason` a person's words;
+    digests. `needs` maps the stages before to the sha256 of their records. Times are UTC, ISO 8601. `enters` is
+    what a record that feeds a channel says of its entry there (`Entry.claims`); `reason` a person's words;
     `reproducible` the class that a second execution reached ("" where there was none).
     """
 
@@ -48,7 +48,7 @@ class Record:
     started: str
     finished: str
     facts: Mapping
-    follows: str = ""
+    enters: Mapping = field(default_factory=dict)
     reason: str = ""
     reproducible: str = ""
     sha256: str = field(default="", compare=False)
@@ -148,9 +148,15 @@ def sign(statement: dict, signer) -> bytes:
 def read(envelope: bytes) -> Record:
     """The record in an envelope; its signature is not looked at. Raises IntegrityError if it is none."""
     try:
-        payload = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+        said = json.loads(envelope)
+        if said["payloadType"] != PAYLOAD:
+            raise ValueError(f"its payload is {said['payloadType']!r}, not {PAYLOAD}")
+        # Strictly, so that this reads the very bytes whose signature is verified.
+        payload = json.loads(base64.b64decode(said["payload"], validate=True))
+        if payload["_type"] != STATEMENT:
+            raise ValueError(f"it is {payload['_type']!r}, not {STATEMENT}")
         content = payload["predicate"]["tidegate"]
         content["warnings"] = tuple(content["warnings"])
         return Record(**content, sha256=hashlib.sha256(envelope).hexdigest())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"a record in the store is not readable: {error!r}") from error

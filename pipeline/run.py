@@ -60,7 +60,7 @@ def run(
 ) -> Done:
     """Runs a program to its end and returns what it wrote.
 
-    `env` is added to this process's environment. With `check`, a nonzero exit raises
+    `env` is added to this process's environment; None takes a variable out. With `check`, a nonzero exit raises
     ProgramFailed with the end of its stderr; a timeout raises always, and kills the
     program together with its children.
     """
@@ -184,7 +184,7 @@ def _spawn(argv, cwd, env, *, stdin, pipes: bool) -> subprocess.Popen:
         return subprocess.Popen(
             argv,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env={name: text for name, text in {**os.environ, **(env or {})}.items() if text is not None},
             stdin=stdin,
             stdout=subprocess.PIPE if pipes else sys.stderr.fileno(),
             stderr=subprocess.PIPE if pipes else None,

@@ -67,6 +67,24 @@ class Entry:
         """The entry as it is kept: canonical JSON."""
         return digest.canonical(dataclasses.asdict(self))
 
+    def claims(self, channel: str) -> dict:
+        """What the record that lets it into a channel signs: all but the record itself and the moment after it."""
+        said = {"channel": channel, **dataclasses.asdict(self)}
+        del said["at"], said["evidence"]
+        return said
+
+    @classmethod
+    def parse(cls, document: bytes) -> Entry:
+        """An entry from its document. Raises ValueError for anything else."""
+        try:
+            entry = cls(**json.loads(document))
+        except (TypeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+        wrong = [f.name for f in dataclasses.fields(cls) if type(getattr(entry, f.name)).__name__ != f.type]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: of another type than an entry has")
+        return entry
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -77,6 +95,14 @@ class Channel:
     live: Entry | None = None
     head: str = ""
     _store: Store | None = field(default=None, compare=False, repr=False)
+
+    def following(self, entry: Entry) -> Entry:
+        """An entry with what follows from the channel as it is: `highest`, `previous`, `broken`."""
+        live, broken = self.live, 0
+        if live:
+            broken = self.revision if live.why == BREAK_GLASS.name else live.broken
+        highest = max(entry.version, live.highest if live else 0)
+        return dataclasses.replace(entry, highest=highest, previous=self.head, broken=broken)
 
     def newest_first(self) -> Iterator[Entry]:
         """All entries, read as they are asked for. Raises IntegrityError where the chain is broken."""
@@ -219,12 +245,8 @@ class Store:
     def append(self, seen: Channel, entry: Entry) -> Channel:
         """Makes `entry` the live one, if the channel is still as it was `seen`; raises LostRace otherwise."""
         revision = seen.revision + 1
-        highest = max(entry.version, seen.live.highest if seen.live else 0)
         at = max(entry.at, seen.live.at) if seen.live else entry.at  # clocks differ a little between machines
-        broken = 0
-        if seen.live:
-            broken = seen.revision if seen.live.why == BREAK_GLASS.name else seen.live.broken
-        entry = dataclasses.replace(entry, highest=highest, at=at, previous=seen.head, broken=broken)
+        entry = dataclasses.replace(seen.following(entry), at=at)
         data = entry.document()
         if not self.bucket.create(_entry_path(seen.name, revision), data):
             now = self.channel(seen.name)
@@ -262,8 +284,8 @@ class Store:
         if data is None:
             return None
         try:
-            return Entry(**json.loads(data)), digest.of_bytes(data)
-        except (ValueError, TypeError) as error:
+            return Entry.parse(data), digest.of_bytes(data)
+        except ValueError as error:
             raise IntegrityError(
                 f"channel {name}: {self.bucket.where(path)} is not readable: {error}"
             ) from error

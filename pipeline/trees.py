@@ -60,7 +60,12 @@ def document(tree_digest: str, name: str, store: Store) -> dict:
     """A JSON document of an output, from the store, verified. Raises IntegrityError if it is not there."""
     for leaf in Tree.parse(store.fetch_bytes(tree_digest)).leaves:
         if leaf.path == name:
-            return json.loads(store.fetch_bytes(leaf.sha256))
+            try:
+                return json.loads(store.fetch_bytes(leaf.sha256))
+            except (ValueError, RecursionError) as error:
+                raise IntegrityError(
+                    f"{name} of the output {tree_digest} is not readable: {error}"
+                ) from error
     raise IntegrityError(f"the output {tree_digest} has no {name}")
 
 

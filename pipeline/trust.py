@@ -53,6 +53,7 @@ class Trust:
                 )
             if not key.revoked and not (root / FOLDER / key.file).is_file():
                 raise SettingsError(f"{FOLDER}/roles.yaml: {key.name}: {FOLDER}/{key.file} does not exist")
+        _refuse_twins(root, keys)
         return cls(root, keys, own)
 
     @cached_property
@@ -127,7 +128,7 @@ class Trust:
 
         try:
             signed = Envelope.from_dict(json.loads(envelope))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise IntegrityError(f"{named} is no DSSE envelope: {error!r}") from error
         for key in self._all():
             try:
@@ -168,3 +169,16 @@ _OWN_KEY = TrustedKey(name=OWN, file="", roles=ROLES)
 
 def _named(made: Record) -> str:
     return f"the record of {made.stage} ({made.sha256[:12]})"
+
+
+def _refuse_twins(root: Path, keys: tuple[TrustedKey, ...]) -> None:
+    """Raises SettingsError where two rows have one key: revoking the one would leave the other."""
+    seen: dict[str, str] = {}
+    for key in keys:
+        file = root / FOLDER / key.file
+        text = "".join(file.read_text(errors="replace").split()) if file.is_file() else key.file
+        if text in seen:
+            raise SettingsError(
+                f"{FOLDER}/roles.yaml: {key.name} and {seen[text]} are the same key; keep one row"
+            )
+        seen[text] = key.name

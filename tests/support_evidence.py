@@ -133,6 +133,12 @@ class Evidence:
         channel = self.store.channel("production")
         row = ALL["promote"]
         reads = {name: self.records[name.split("/")[0]].outputs[name] for name in row.reads}
+        entry = channel.following(
+            Entry(
+                image, version, self._output("train/model"), self._output("export/savedmodel"),
+                self._output("publish/published"), "ann", "", "promote", "", channel.live.image if channel.live else "",
+            )
+        )  # fmt: skip
         made = self.add(
             make(
                 "promote",
@@ -140,14 +146,14 @@ class Evidence:
                 reads,
                 digest=image,
                 needs=self._before(row),
-                follows=channel.head,
+                enters=entry.claims("production"),
             )
         )
-        entry = Entry(
-            image, version, "m", "s", self.records["publish"].outputs["publish/published"], "ann", made.finished,
-            "promote", made.sha256, channel.live.image if channel.live else "",
-        )  # fmt: skip
+        entry = dataclasses.replace(entry, at=made.finished, evidence=made.sha256)
         return self.store.append(channel, entry).live
+
+    def _output(self, name: str) -> str:
+        return self.records[name.split("/")[0]].outputs[name]
 
     def _before(self, row: Stage) -> dict[str, str]:
         return {name: self.records[name].sha256 for name in self.policy.needed(row) if name in self.records}

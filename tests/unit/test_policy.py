@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pipeline.errors import GateRefused
+from pipeline.errors import GateRefused, IntegrityError
 from pipeline.settings import Demand
 from pipeline.stages import ALL, BY_NAME, STAGES
 from pipeline.store import Entry, open_store
@@ -248,4 +248,71 @@ def test_an_entry_knows_the_highest_version_and_the_entry_before(walked):
     assert isinstance(first, Entry)
     assert (second.highest, second.left) == (3, IMAGE)
     assert second.previous == walked.store.entry("production", 1)[1]
-    assert walked.records["promote"].follows == second.previous
+    assert walked.records["promote"].enters == second.claims("production")
+
+
+# What somebody with the bucket, and no key, would like ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["check", "train", "scan", "staging", "canary"])
+def test_a_rollback_goes_back_to_no_record_but_what_let_a_version_into_production(walked, stage):
+    with pytest.raises(GateRefused, match="which never lets a version into production"):
+        walked.policy.demand(ALL["rollback"], {stage: walked.needs[stage]}, IMAGE)
+    back = make("rollback", digest=IMAGE, needs={stage: walked.needs[stage]})
+    assert not walked.policy.examine("rollback", walked.add(back).sha256, IMAGE).holds
+
+
+def test_an_honest_entry_is_what_was_signed(walked):
+    walked.policy.accept("production", walked.promote())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": OTHER},
+        {"version": 99},
+        {"model": "9" * 64},
+        {"savedmodel": "9" * 64},
+        {"published": "9" * 64},
+        {"by": "eve"},
+        {"left": OTHER},
+        {"highest": 7},
+        {"broken": 3},
+        {"previous": "9" * 64},
+        {"at": "2020-01-01T00:00:00.000Z"},
+        {"at": ago(-1)},
+        {"why": "rollback"},
+    ],
+    ids=str,
+)
+def test_no_part_of_an_entry_can_be_changed(walked, change):
+    entry = dataclasses.replace(walked.promote(), **change)
+    with pytest.raises(IntegrityError, match="is not what was signed"):
+        walked.policy.accept("production", entry)
+
+
+def test_an_entry_of_one_channel_is_none_of_another_and_a_gates_record_enters_none(walked):
+    entry = walked.promote()
+    with pytest.raises(IntegrityError, match="lets nothing into staging"):
+        walked.policy.accept("staging", entry)
+    for stage in ("staging", "check", "canary"):
+        forged = dataclasses.replace(
+            entry, why=stage, evidence=walked.needs[stage], at=walked.records[stage].finished
+        )
+        with pytest.raises(IntegrityError, match="lets nothing into production"):
+            walked.policy.accept("production", forged)
+
+
+def test_a_promotion_of_another_model_by_the_same_keys_is_refused(walked):
+    other = dataclasses.replace(walked, settings=dataclasses.replace(walked.settings, model="faces"))
+    with pytest.raises(GateRefused, match="is of the model digits, and this repository's is faces"):
+        other.policy.demand(BY_NAME["promote"], other.needs, IMAGE)
+
+
+@pytest.mark.parametrize("stage", ["train", "export", "publish"])
+def test_the_author_in_any_record_behind_counts_in_whatever_case(walked, stage):
+    policy = dataclasses.replace(walked.settings.policy, author_may_approve=False)
+    strict = dataclasses.replace(walked, settings=dataclasses.replace(walked.settings, policy=policy))
+    facts = strict.records[stage].facts
+    strict.change(stage, facts={**facts, "author": "ALICE"})
+    assert "alice wrote the model's last commit" in refusal(strict)

@@ -175,12 +175,38 @@ def test_faults_of_the_roles_are_told_with_their_line(tmp_path, text, said):
     assert said in str(caught.value)
 
 
-def test_a_name_that_two_keys_have_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"), [("ci", "the name 'ci' is taken"), ("other", "other and ci are the same key")]
+)
+def test_two_rows_share_neither_name_nor_key(tmp_path, name, said):
     add_key(tmp_path, "ci", "ci")
-    file = tmp_path / "trust" / "roles.yaml"
-    file.write_text(file.read_text() + "  - {name: ci, file: ci.pem, roles: [approver]}\n")
-    with pytest.raises(SettingsError, match="the name 'ci' is taken"):
+    add_key(tmp_path, "bob", "approver")
+    file, second = tmp_path / "trust" / "roles.yaml", "bob.pem" if name == "ci" else "ci.pem"
+    text = file.read_text().replace("name: bob, file: bob.pem", f"name: {name}, file: {second}")
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=said):
         Trust.load(tmp_path)
+
+
+def test_what_is_read_is_what_was_signed_byte_for_byte(signer, own):
+    """A payload that a lax decoder would read otherwise than the one that verifies is none."""
+    envelope = json.loads(signed(signer))
+    envelope["payload"] = envelope["payload"][:40] + "-_" + envelope["payload"][40:]
+    with pytest.raises(IntegrityError, match="not readable"):
+        own.verify(json.dumps(envelope).encode())
+
+
+@pytest.mark.parametrize("depth", [100_000])
+def test_a_record_that_is_nested_without_end_is_named_and_not_a_crash(own, depth):
+    with pytest.raises(IntegrityError, match="not readable"):
+        own.verify(b"[" * depth)
+
+
+def test_a_payload_of_another_type_is_no_record(signer, own):
+    envelope = json.loads(signed(signer))
+    envelope["payloadType"] = "application/other"
+    with pytest.raises(IntegrityError, match="its payload is 'application/other'"):
+        own.verify(json.dumps(envelope).encode())
 
 
 def test_a_remembered_signature_is_verified_anew_once_trust_changes(tmp_path):

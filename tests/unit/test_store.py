@@ -166,6 +166,17 @@ def test_an_entry_that_is_gone_or_torn_is_an_integrity_error_and_not_an_earlier_
         store.channel("production")
 
 
+@pytest.mark.parametrize(
+    "said", [b"[" * 100_000, b"[]", b'{"image": 1}', None], ids=["nested", "list", "fields", "types"]
+)
+def test_an_entry_that_is_none_is_named_and_not_a_crash(store, root, said):
+    append(store, 1)
+    file = root / "channels" / "production" / "0000000001.json"
+    file.write_bytes(said or file.read_bytes().replace(b'"highest":1', b'"highest":"x"'))
+    with pytest.raises(IntegrityError, match="is not readable"):
+        store.channel("production")
+
+
 def test_a_past_that_was_rewritten_breaks_the_chain(store, root):
     for version in (1, 2, 3):
         append(store, version)

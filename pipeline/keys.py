@@ -17,15 +17,20 @@ APPROVAL_VARIABLE = "TIDEGATE_APPROVAL_KEY"
 class Signer:
     """Loads the private key, or makes a laptop's own on first use, only when it is needed."""
 
-    def __init__(self, state: Path, may_make: bool = True, environ: Mapping[str, str] = os.environ):
+    def __init__(self, state: Path, may_use_own: bool = True, environ: Mapping[str, str] = os.environ):
         self._own = state / "keys" / "laptop.pem"
-        self._may_make = may_make
+        self._may_use_own = may_use_own
         self._given = environ.get(KEY_VARIABLE, "")
 
     @property
     def is_own(self) -> bool:
         """Whether this is the machine's own key, which nobody else knows."""
         return not self._given
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a key, without making one."""
+        return bool(self._given) or self._own.exists()
 
     @cached_property
     def pem(self) -> bytes:
@@ -37,13 +42,12 @@ class Signer:
                 return Path(self._given).read_bytes()
             except OSError as error:
                 raise SettingsError(f"{KEY_VARIABLE} names a file that cannot be read: {error}") from error
+        if not self._may_use_own:
+            raise SettingsError(
+                f"{KEY_VARIABLE} is not set, and what a protected ref records must be signed with CI's key. Set it to "
+                "the private key (PEM, or the path of its file) whose public half is in trust/ (docs/security.md)."
+            )
         if not self._own.exists():
-            if not self._may_make:
-                raise SettingsError(
-                    f"{KEY_VARIABLE} is not set, and what a protected ref records must be signed with CI's key. Set "
-                    "it to the private key (PEM, or the path of its file) whose public half is in trust/ "
-                    "(docs/security.md)."
-                )
             keep(self._own, new_private_key())
         return self._own.read_bytes()
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 
 from pipeline import config, digest
@@ -56,13 +55,13 @@ class Trust:
         _refuse_twins(root, keys)
         return cls(root, keys, own)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """What this trust is made of: equal digests trust the same signatures."""
         files = {
             key.name: (self.root / FOLDER / key.file).read_text() for key in self.keys if not key.revoked
         }
-        own = digest.of_bytes(self.own.pem) if self.own else ""
+        own = digest.of_bytes(self.own.pem) if self.own and self.own.exists else ""
         return digest.of_json([[repr(key) for key in self.keys], files, own])
 
     def verify(self, envelope: bytes) -> Signed:
@@ -120,7 +119,7 @@ class Trust:
         )
 
     def _all(self) -> tuple[TrustedKey, ...]:
-        return (*self.keys, _OWN_KEY) if self.own else self.keys
+        return (*self.keys, _OWN_KEY) if self.own and self.own.exists else self.keys
 
     def _signer_of(self, envelope: bytes, named: str) -> TrustedKey:
         from securesystemslib.dsse import Envelope

@@ -107,8 +107,22 @@ def test_a_variable_without_a_key_is_refused_without_showing_a_key(tmp_path, val
 
 def test_a_protected_ref_without_its_key_is_told_and_makes_none(tmp_path):
     with pytest.raises(SettingsError, match="TIDEGATE_SIGNING_KEY is not set"):
-        _ = Signer(tmp_path, may_make=False, environ={}).pem
+        _ = Signer(tmp_path, may_use_own=False, environ={}).pem
     assert list(tmp_path.iterdir()) == []
+    own = Signer(tmp_path, environ={}).pem
+    assert own
+    with pytest.raises(SettingsError, match="TIDEGATE_SIGNING_KEY is not set"):
+        _ = Signer(tmp_path, may_use_own=False, environ={}).pem
+
+
+def test_looking_makes_no_key(tmp_path):
+    signer = Signer(tmp_path / "state", environ={})
+    trust = Trust.load(tmp_path, signer)
+    assert trust.digest
+    assert not trust.has_role("ci")
+    assert not signer.exists
+    assert trust.key_of(signer).name == "this machine"
+    assert signer.exists
 
 
 # Who is trusted ----------------------------------------------------------------------------------------------

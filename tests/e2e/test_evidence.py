@@ -219,7 +219,7 @@ def test_going_back_demands_the_evidence_that_once_let_the_version_in(team):
     blob = team.blob(first["evidence"])
     content = blob.read_bytes()
     blob.unlink()
-    assert "is not in the store" in team("ci", "rollback", "v1", expect=3)
+    assert "is not in the store" in team("ci", "rollback", "v1", expect=6)
     assert team.walk.live()["version"] == 2
     blob.write_bytes(content)
     team("ci", "rollback", "v1")

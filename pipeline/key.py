@@ -73,7 +73,7 @@ def _files(stage: Stage, settings: Settings, root: Path, digests: digest.Digests
         place = root / (
             _setting(settings, name.removeprefix("settings:")) if name.startswith("settings:") else name
         )
-        files |= set(_code_below(place)) if place.is_dir() else ({place} if place.is_file() else set())
+        files |= set(code_below(place)) if place.is_dir() else ({place} if place.is_file() else set())
     return {path.relative_to(root).as_posix(): digests.file(path) for path in sorted(files)}
 
 
@@ -87,7 +87,8 @@ def _imports(path: Path, root: Path, digests: digest.Digests) -> list[closure.Im
         ) from error
 
 
-def _code_below(folder: Path) -> list[Path]:
+def code_below(folder: Path) -> list[Path]:
+    """The files below a folder, but for hidden ones and what Python makes by itself."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith("__pycache__")]

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import http
+import io
 import mmap
 import os
 import random
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.bucket_file import disk_errors
@@ -203,7 +204,7 @@ class S3Bucket:
             raise IntegrityError(f"the store names {path!r}, which lies outside of it; it is not used")
         return f"{self.prefix}/{path}" if self.prefix else path
 
-    def _put(self, path: str, data: bytes, expect: tuple[str, ...] = (), **more) -> None:
+    def _put(self, path: str, data: bytes, expect: tuple[str, ...] = (), **more: Any) -> None:
         self._ask("put_object", path, expect, Body=data, ContentMD5=_base64(_md5(data)), **more)
 
     def _head(self, path: str) -> dict:
@@ -226,7 +227,8 @@ class S3Bucket:
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
 
-        at, rest, broken = 0, {}, 0
+        at, broken = 0, 0
+        rest: dict[str, str] = {}
         while True:
             begun, answer = at, self._ask("get_object", path, expect=("NoSuchKey",), **rest)
             self._must_fit(path, answer, at, at_most)
@@ -307,12 +309,12 @@ class S3Bucket:
 
     # Uploading
 
-    def _send_whole(self, path: str, stream: BinaryIO, size: int, sha256: str) -> None:
+    def _send_whole(self, path: str, stream: io.BufferedReader, size: int, sha256: str) -> None:
         data = stream.read(size + 1)
         _must_be(sha256, hashlib.sha256(data).hexdigest(), stream.name)
         self._put(path, data, Metadata={"sha256": sha256})
 
-    def _send_in_parts(self, path: str, stream: BinaryIO, size: int, sha256: str) -> None:
+    def _send_in_parts(self, path: str, stream: io.BufferedReader, size: int, sha256: str) -> None:
         """Sends until an upload was completed, by us or by another process that sends the same file."""
         for attempt in range(self.limits.tries):
             try:
@@ -328,7 +330,7 @@ class S3Bucket:
             "in a row. Look who writes there, and run again."
         )
 
-    def _send_upload(self, path: str, stream: BinaryIO, size: int, sha256: str) -> None:
+    def _send_upload(self, path: str, stream: io.BufferedReader, size: int, sha256: str) -> None:
         """One upload, new or found unfinished. Completed only when all that was read has the right sha256."""
         upload, kept = self._unfinished(path)
         if not upload:
@@ -357,7 +359,7 @@ class S3Bucket:
         return upload, {(row["PartNumber"], row["Size"], row["ETag"].strip('"')) for row in rows}
 
     def _send_parts(
-        self, path: str, upload: str, kept: _Parts, stream: BinaryIO, size: int
+        self, path: str, upload: str, kept: _Parts, stream: io.BufferedReader, size: int
     ) -> tuple[str, list[dict]]:
         """Sends the parts that are not there yet; the sha256 of all that was read, and the parts as S3 lists them."""
         part_bytes, at_once = self.limits.plan(size)
@@ -386,7 +388,7 @@ class S3Bucket:
     # Asking
 
     @functools.cached_property
-    def _client(self):
+    def _client(self) -> Any:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
@@ -416,12 +418,12 @@ class S3Bucket:
         parts = urlsplit(self._client.meta.endpoint_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
-    def _ask(self, operation: str, path: str, expect: tuple[str, ...] = (), **more) -> dict:
+    def _ask(self, operation: str, path: str, expect: tuple[str, ...] = (), **more: Any) -> dict:
         """One request about one object. Raises _Answer for errors named in `expect`, ProgramFailed for others."""
         with self._told(operation, path, expect):
             return getattr(self._client, operation)(Bucket=self.bucket, Key=self._key(path), **more)
 
-    def _pages(self, operation: str, path: str, expect: tuple[str, ...] = (), **more) -> Iterator[dict]:
+    def _pages(self, operation: str, path: str, expect: tuple[str, ...] = (), **more: Any) -> Iterator[dict]:
         """The pages of a list."""
         with self._told(operation, path, expect):
             yield from self._client.get_paginator(operation).paginate(Bucket=self.bucket, **more)
@@ -452,7 +454,7 @@ class S3Bucket:
             raise ProgramFailed(f"{what}, in the end with {cause}. {remedy}.") from error
 
 
-def _code(error) -> str:
+def _code(error: Any) -> str:
     """The code of an error answer, fit for a terminal: it comes from the network."""
     code = re.sub(r"[^A-Za-z0-9.]", "", error.response.get("Error", {}).get("Code", ""))[:60]
     return _HEAD_CODES.get(code, code)
@@ -463,7 +465,7 @@ def _must_be(wanted: str, found: str, what: str) -> None:
         raise IntegrityError(f"{what} has sha256 {found}, not {wanted}; it is not used")
 
 
-def _read(stream: BinaryIO, size: int) -> mmap.mmap:
+def _read(stream: io.BufferedReader, size: int) -> mmap.mmap:
     """The next bytes of a file, zeros where it ends too early.
 
     In memory that goes back to the system when it is closed: bytes live as long as anyone refers to them, and the

@@ -14,7 +14,7 @@ _NONE_COLLECTED = 5
 
 
 def check(context: Context) -> Result:
-    """Runs the linters beside the unit tests; writes junit.xml (JUnit), coverage.xml (Cobertura), and what each linter said.
+    """Runs the linters beside the unit tests; writes junit.xml (JUnit), coverage.xml (Cobertura), and each report.
 
     Raises ProgramFailed for a linter that could not do its work: what nobody looked at has not passed.
     """

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline import closure, digest
 from pipeline.errors import SettingsError
@@ -60,7 +61,7 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     return found
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = value if isinstance(value, str) else digest.canonical(value).decode()
     return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
@@ -100,7 +101,7 @@ def code_below(folder: Path) -> list[Path]:
     return found
 
 
-def _setting(settings: Settings, path: str):
+def _setting(settings: Settings, path: str) -> Any:
     """A part of the settings, as `train` or `data.classes`, in plain JSON values."""
     value = settings
     for name in path.split("."):
@@ -108,7 +109,7 @@ def _setting(settings: Settings, path: str):
     return _plain(value)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

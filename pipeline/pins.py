@@ -34,7 +34,7 @@ _OF_SETTINGS = re.compile(r"^\S*[\w/-]:[\w.-]+$")
 
 def faults(texts: Mapping[str, str]) -> list[str]:
     """Everything in these files (text by path) that names something which could move."""
-    found = []
+    found: list[str] = []
     for path, text in texts.items():
         found += _in_file(path, text)
     used = [(where, image) for path, text in texts.items() for where, image in _images(path, text)]

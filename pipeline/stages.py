@@ -7,8 +7,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.settings import Bound, Settings
+
+
+class Inputs(Protocol):
+    """The folders of a stage's inputs by name. One that may be absent is asked for with `get`."""
+
+    def __getitem__(self, name: str, /) -> Path:
+        """The folder of an output that the stage cannot do without."""
+
+    def get(self, name: str, /) -> Path | None:
+        """The folder, or None where there is none."""
 
 
 class Outcome(enum.StrEnum):
@@ -85,7 +96,7 @@ class Context:
 
     settings: Settings
     facts: Facts
-    inputs: Mapping[str, Path | None]
+    inputs: Inputs
     out: Path
     work: Path
     state: Path

@@ -25,6 +25,12 @@ test: $(LOCKED) ## All tests: unit, integration, end to end
 $(STAGES): $(LOCKED)
 	@$(PYTHON) -m pipeline run $@
 
+# What is in no stage's key (documents, settings) is looked at each time, in half a second.
+check: rest
+.PHONY: rest
+rest: $(LOCKED)
+	@$(PYTHON) -m pipeline.lint
+
 approve: $(LOCKED) ## Let the digest in staging into production (a person, by name)
 	@$(PYTHON) -m pipeline approve
 

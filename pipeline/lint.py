@@ -15,13 +15,23 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from pipeline import key, run
-from pipeline.errors import ProgramFailed
+from pipeline.errors import GateRefused, ProgramFailed, TidegateError
 from pipeline.stages import BY_NAME
 
 _TIMEOUT_S = 300
 _AT_ONCE = 2
 _SHEBANG = re.compile(rb"#!\s*\S*?/(?:env\s+(?:-S\s+)?)?(?:\S*/)?(ba|da|k)?sh\b")
 _FORMATTED = "`make fix` mends many of them, the rest is for a person"
+# Looked at by `make check` each time, and not remembered: the documents, the settings, whom to trust, what is accepted.
+_REST = (
+    "docs",
+    "trust",
+    "pipeline.yaml",
+    ".trivyignore.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.md",
+)
 # With these in the environment a linter could be told to find nothing.
 _TUNABLES = ("HADOLINT_", "ZIZMOR_", "SHELLCHECK_", "YAMLLINT_", "RUFF_", "MYPY", "GH_", "GITHUB_TOKEN")
 
@@ -92,7 +102,7 @@ LINTERS: tuple[Linter, ...] = (
     # The slowest first.
     Linter(
         "mypy",
-        ("mypy", "--no-color-output", "--show-absolute-path"),
+        ("mypy", "--config-file", "pyproject.toml", "--no-color-output"),
         ("pipeline/*.py", "train/*.py", "deploy/*.py", "serve/*.py"),
         _MYPY,
         looked=r"in (\d+) source files?",
@@ -114,7 +124,7 @@ LINTERS: tuple[Linter, ...] = (
     ),
     Linter(
         "hadolint",
-        ("hadolint", "--no-color", "--failure-threshold", "style"),
+        ("hadolint", "--config", ".hadolint.yaml", "--no-color", "--failure-threshold", "style"),
         ("*Dockerfile", "*Dockerfile.*"),
         "each DL number has a page that explains it (hadolint's wiki); an ignored rule needs its reason above it",
     ),
@@ -130,7 +140,7 @@ LINTERS: tuple[Linter, ...] = (
         ("actionlint", "-no-color", "-verbose", "-shellcheck", "shellcheck", "-pyflakes", ""),
         _WORKFLOWS,
         "each finding names its rule",
-        looked=r"Found \d+ errors? in (\d+) files?",
+        looked=r"Found total \d+ errors? in .* for \S+$",
     ),
     Linter(
         "zizmor",
@@ -158,8 +168,17 @@ LINTERS: tuple[Linter, ...] = (
 
 def files(root: Path) -> dict[str, bytes]:
     """Every file that is in check's key, by path, with its first bytes. What is linted is what the key covers."""
+    return _heads(root, BY_NAME["check"].files)
+
+
+def rest(root: Path) -> dict[str, bytes]:
+    """The files that people write and that are in no key of check's: a change of theirs must not run it again."""
+    return _heads(root, _REST)
+
+
+def _heads(root: Path, names: Sequence[str]) -> dict[str, bytes]:
     found = {}
-    for name in BY_NAME["check"].files:
+    for name in names:
         place = root / name
         for path in key.code_below(place) if place.is_dir() else [place] * place.is_file():
             with path.open("rb") as file:
@@ -233,3 +252,32 @@ def _counted(pattern: str, text: str) -> int:
 def _matches(pattern: str, text: str) -> Iterator[str]:
     for match in re.finditer(pattern, text, re.MULTILINE):
         yield match[1] if match.re.groups else match[0]
+
+
+def look_at_the_rest(root: Path) -> str:
+    """Pins and YAML of the files that are not in check's key; takes well under a second.
+
+    Returns one sentence. Raises GateRefused with each fault, ProgramFailed if nothing could be looked at.
+    """
+    from pipeline import pins
+
+    heads = rest(root)
+    (linter,) = (each for each in LINTERS if each.name == "yamllint")
+    ((_, paths),) = shares([linter], heads)
+    argv = [*linter.argv, *paths]
+    done = run.run(argv, timeout_s=_TIMEOUT_S, cwd=root, env=_environment(), check=False, echo=False)
+    verdict = linter.judge(len(paths), done.returncode, done.stdout + done.stderr)
+    if verdict.error:
+        raise ProgramFailed(f"{done.stdout}{done.stderr}{verdict.error}")
+    faults = [*done.stdout.splitlines(), *pins.look(root, list(heads))]
+    if faults:
+        raise GateRefused("\n".join([*faults, f"{len(faults)} faults in documents and settings, see above."]))
+    return f"Documents and settings: {len(heads)} files, nothing that could move, {len(paths)} of them sound YAML."
+
+
+if __name__ == "__main__":
+    try:
+        print(look_at_the_rest(Path.cwd()), file=sys.stderr)
+    except TidegateError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 LOCK = "docker/images.lock"
-_LATEST = re.compile(r"[\w./-]*[\w/-]:latest\b")
+_LATEST = re.compile(r"[\w.:/-]*[\w/-]:latest\b")
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _USES = re.compile(r"^\s*(?:- )?uses: *(?P<used>[^#\s]+)(?P<rest>.*)$")
 _COMMIT = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}")

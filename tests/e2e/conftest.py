@@ -30,6 +30,8 @@ _FILES = (
     "pyproject.toml",
     "Makefile",
     ".gitlab-ci.yml",
+    ".hadolint.yaml",
+    ".yamllint.yaml",
     ".trivyignore.yaml",
     ".gitignore",
 )

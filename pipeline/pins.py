@@ -5,11 +5,14 @@ Every rule gives faults as `file:line: what, what to write instead`. `make check
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+
+from pipeline.errors import SettingsError
 
 LOCK = "docker/images.lock"
 _LATEST = re.compile(r"[\w.:/-]*[\w/-]:latest\b")
@@ -29,7 +32,8 @@ _APT = re.compile(r"\bapt(?:-get)?\s+install\b(?P<rest>.*)")
 _IGNORED = re.compile(r"^\s*#\s*hadolint\s+ignore\s*=")
 _REQUIREMENT = re.compile(r"^[A-Za-z0-9][\w.-]*")
 _IMAGE_NAME = re.compile(r"^\w*IMAGE\w*$")
-_OF_SETTINGS = re.compile(r"^\S*[\w/-]:[\w.-]+$")
+_ID = re.compile(r"sha256:[0-9a-f]{64}")  # of an image that an engine has
+_IMAGE_OPTIONS = ("base", "server", "router", "proxy", "also")
 
 
 def faults(texts: Mapping[str, str]) -> list[str]:
@@ -54,7 +58,7 @@ def _in_file(path: str, text: str) -> Iterator[str]:
     if path.startswith(".github/"):
         yield from _actions(path, text)
     for where, image in _images(path, text):
-        if not _DIGEST.fullmatch(image):
+        if not (_DIGEST.fullmatch(image) or _ID.fullmatch(image)):
             yield f"{where}: the image {image} is not named by digest; write NAME:TAG@sha256:DIGEST"
 
 
@@ -210,13 +214,48 @@ def _is_image(trail: tuple[str | int, ...]) -> bool:
 
 
 def _of_settings(text: str) -> Iterator[tuple[int, str]]:
-    """Defaults of options that name an image: image.base, and whatever is called server, router or …image."""
+    """Defaults of options that name an image."""
     for trail, node in _leaves(yaml.compose(text, Loader=yaml.SafeLoader), ()):
-        name = trail[-1] if trail else ""
         value = re.sub(r"\$\{\w+:?-?([^}]*)\}", r"\1", node.value)
-        named = str(name) in ("base", "server", "router", "proxy") or str(name).endswith("image")
-        if named and (_OF_SETTINGS.match(value) or "@" in value):
+        if _names_image([str(name) for name in trail if isinstance(name, str)], value):
             yield node.start_mark.line + 1, value.removeprefix("oci:")
+
+
+def _names_image(path: Sequence[str], value: str) -> bool:
+    """Whether an option of pipeline.yaml, at this path, has a value that names an image."""
+    name = path[-1] if path else ""
+    return (name in _IMAGE_OPTIONS or name.endswith("image")) and value not in (
+        "",
+        "scratch",
+        "true",
+        "false",
+    )
+
+
+def refuse_moving(settings: object) -> None:
+    """Raises SettingsError for every option that names an image by a tag alone: what runs tomorrow must be known today.
+
+    For protected refs; elsewhere a person may try what they like.
+    """
+    moving = [
+        f"{path} is {value}, which is another image tomorrow; on a protected ref write NAME@sha256:DIGEST"
+        for path, value in _options(settings, ())
+        if _names_image(path.split("."), value) and not (_DIGEST.fullmatch(value) or _ID.fullmatch(value))
+    ]
+    if moving:
+        raise SettingsError("\n".join(moving))
+
+
+def _options(settings: object, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Each text of the settings with its path; those of a list have the list's."""
+    if isinstance(settings, str):
+        yield ".".join(path), settings
+    elif isinstance(settings, tuple):
+        for item in settings:
+            yield from _options(item, path)
+    elif dataclasses.is_dataclass(settings):
+        for field in dataclasses.fields(settings):
+            yield from _options(getattr(settings, field.name), (*path, field.name))
 
 
 def _leaves(

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import attachments, ci, config, digest, key, record, trees
+from pipeline import attachments, ci, config, digest, key, pins, record, trees
 from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
@@ -87,6 +87,8 @@ class Runner:
     def open(cls, paths: Paths, **options: Any) -> Runner:
         """A runner for the settings file as it is now."""
         settings = config.load(paths.settings)
+        if ci.is_protected():
+            pins.refuse_moving(settings)
         if ci.is_merge_request():
             settings = config.smoke(settings)
         store = open_store(settings.store, paths.root)

@@ -1,8 +1,11 @@
 """Everything that could be another thing tomorrow is refused, with its place."""
 
+import dataclasses
+
 import pytest
 
-from pipeline import pins
+from pipeline import config, pins
+from pipeline.errors import SettingsError
 
 SHA = "35d3a4a3d5e42e02ab916d44513a050689f12c0533d45598d229672503fe77ca"
 COMMIT = "de0fac2e4500dabe0009e67214ff5f5447ce83dd"
@@ -46,6 +49,7 @@ DOCKERFILE = "docker/a.Dockerfile"
         ("requirements.txt", "numpy==2.3.5\n", 1, "numpy has no version and hash"),
         ("requirements.txt", "# a\nnumpy>=2 \\\n    --hash=sha256:ab\n", 2, "numpy has no version"),
         ("pipeline.yaml", "image:\n  base: oci:host/x:1\n", 2, "host/x:1"),
+        ("pipeline.yaml", "scan:\n  also:\n    - python:3.11\n", 3, "python:3.11"),
         (
             "pipeline.yaml",
             "target:\n  server: ${SERVER:-tensorflow/serving:2.19}\n",
@@ -129,3 +133,46 @@ def test_this_repository_names_nothing_that_could_move(root):
     paths = [*lint.files(root), *lint.rest(root)]
     assert len(paths) > 200
     assert pins.look(root, paths) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "refused"),
+    [
+        ("scratch", False),
+        ("", False),
+        (f"oci:base@sha256:{SHA}", False),
+        (f"sha256:{SHA}", False),
+        ("python:3.11", True),
+        ("python:latest", True),
+        ("oci:base", True),
+        ("python", True),
+        (f"python@sha256:{SHA[:12]}", True),
+    ],
+)
+def test_a_protected_ref_refuses_an_image_by_tag(settings_text, tmp_path, base, refused):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(settings_text)
+    settings = config.load(path, {})
+    settings = dataclasses.replace(settings, image=dataclasses.replace(settings.image, base=base))
+    if not refused:
+        assert pins.refuse_moving(settings) is None
+        return
+    with pytest.raises(
+        SettingsError, match=r"^image\.base is .* on a protected ref write NAME@sha256:DIGEST$"
+    ):
+        pins.refuse_moving(settings)
+
+
+def test_every_image_of_a_list_is_looked_at():
+    @dataclasses.dataclass
+    class Scan:
+        also: tuple[str, ...]
+
+    @dataclasses.dataclass
+    class All:
+        scan: Scan
+        model: str = "digits:latest"
+
+    assert pins.refuse_moving(All(Scan((f"a@sha256:{SHA}",)))) is None
+    with pytest.raises(SettingsError, match=r"^scan\.also is b:1, "):
+        pins.refuse_moving(All(Scan((f"a@sha256:{SHA}", "b:1"))))

@@ -41,6 +41,9 @@ def faults(texts: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     for path, text in texts.items():
         found += _in_file(path, text)
+    for path in texts:
+        if Path(path).name == "package.json" and str(Path(path).with_name("package-lock.json")) not in texts:
+            found.append(f"{path}:1: npm takes what is newest without package-lock.json beside it; write one")
     used = [(where, image) for path, text in texts.items() for where, image in _images(path, text)]
     found += _unlocked(used, texts[LOCK]) if LOCK in texts else []
     return found
@@ -49,7 +52,7 @@ def faults(texts: Mapping[str, str]) -> list[str]:
 def _in_file(path: str, text: str) -> Iterator[str]:
     if not path.startswith("tests/"):  # tests speak of what is refused
         yield from _latest(path, text)
-    if path.startswith("requirements") and path.endswith(".txt") and "override" not in path:
+    if re.fullmatch(r"(.*/)?[\w-]*requirements\.txt", path):
         yield from _unhashed(path, text)
     if _is_commands(path):
         yield from _installs(path, text)

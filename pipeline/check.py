@@ -20,9 +20,9 @@ def check(context: Context) -> Result:
     """
     folder = context.out / "report"
     folder.mkdir()
-    linted = lint.start(context.root, folder, context.state / "cache" / "mypy")
-    status = _unit_tests(context, folder)
-    verdicts = [*linted(), _pins(context.root, folder)]
+    with lint.started(context.root, folder, context.state / "cache" / "mypy") as linted:
+        status = _unit_tests(context, folder)
+        verdicts = [*linted(), _pins(context.root, folder)]
     tested = _judge(
         status, _count(folder / "junit.xml"), folder / "coverage.xml", context.settings.check.coverage
     )

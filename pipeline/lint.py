@@ -6,6 +6,7 @@ an error, and never a pass.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -200,8 +201,9 @@ def shares(linters: Sequence[Linter], heads: Mapping[str, bytes]) -> list[tuple[
     return found
 
 
-def start(root: Path, folder: Path, cache: Path) -> Callable[[], list[Verdict]]:
-    """Starts all linters, a few side by side; what is returned waits for their verdicts.
+@contextlib.contextmanager
+def started(root: Path, folder: Path, cache: Path) -> Iterator[Callable[[], list[Verdict]]]:
+    """Starts all linters, a few side by side; what is given waits for their verdicts.
 
     Each one's output goes to `folder / NAME.txt`, and to stderr if there is something to say. `cache` outlasts
     this run; mypy alone has one, and it knows by content, version and options what of it still holds. Raises
@@ -211,15 +213,11 @@ def start(root: Path, folder: Path, cache: Path) -> Callable[[], list[Verdict]]:
 
     plan = shares(LINTERS, files(root))
     pool = ThreadPoolExecutor(_AT_ONCE)
-    waiting = [pool.submit(_lint, linter, paths, root, folder, cache) for linter, paths in plan]
-
-    def wait() -> list[Verdict]:
-        try:
-            return [future.result() for future in waiting]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    return wait
+    try:
+        waiting = [pool.submit(_lint, linter, paths, root, folder, cache) for linter, paths in plan]
+        yield lambda: [future.result() for future in waiting]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _lint(linter: Linter, paths: list[str], root: Path, folder: Path, cache: Path) -> Verdict:

@@ -80,7 +80,8 @@ def house(tmp_path, root):
 def lint_all(house, cache):
     folder = house / "report"
     folder.mkdir()
-    return {verdict.name: verdict for verdict in lint.start(house, folder, cache)()}
+    with lint.started(house, folder, cache) as linted:
+        return {verdict.name: verdict for verdict in linted()}
 
 
 def test_every_linter_passes_what_is_sound_and_its_report_is_kept(house, cache):

@@ -53,6 +53,7 @@ def findings(paths: Paths) -> Iterator[Finding]:
         ("git", "the commit in each record", True),
         ("nvidia-smi", "GPUs", True),
         ("docker", "the training image", True),
+        ("buildah", "the training image of a release (make train-image)", True),
     ):
         yield _program(program, use, optional)
     yield _disk(paths.root)

@@ -15,7 +15,6 @@ import pytest
 
 from tests import support_engine as engine
 from tests import support_registry
-from tests.integration.test_training_image import copy, little
 
 pytestmark = engine.SLOW
 PORT = 20980
@@ -66,7 +65,7 @@ def base(storage, registry, tmp_path_factory) -> str:
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A commit of the repository whose Dockerfile adds the code to its base, and nothing else."""
-    folder = copy(tmp_path / "checkout")
+    folder = engine.copy_tree(tmp_path / "checkout")
     (folder / "docker/train.Dockerfile").write_text("ARG BASE\nFROM ${BASE}\nCOPY . .\n")
     return commit(folder)
 
@@ -157,8 +156,8 @@ def test_a_registry_that_is_down_fails_the_push_and_names_the_registry(checkout,
 
 def test_two_builds_of_the_training_image_without_a_cache_are_the_same_bits(storage, tmp_path):
     """The Dockerfile as it is, with a lock of a few packages; the second time after a build that was killed."""
-    folder = copy(tmp_path / "checkout")
-    little(folder)
+    folder = engine.copy_tree(tmp_path / "checkout")
+    engine.little_lock(folder)
     commit(folder)
     base = f"docker-daemon:{engine.stand_in_base()}"
     first = build(folder, base, **storage)

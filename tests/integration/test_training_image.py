@@ -5,7 +5,6 @@ The base is a stand-in for tensorflow/tensorflow:2.20.0 (tests/support_engine.py
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -22,8 +21,6 @@ pytestmark = engine.SLOW
 ROOT = engine.ROOT
 SENT = ("Makefile", "deploy", "docker/verify_lock.py", "pipeline", "pipeline.yaml", "requirements.txt",
         "scripts", "serve", "train")  # fmt: skip
-# Beside what the base has, the least with which verify_lock.py is satisfied: seconds to install in place of a minute.
-LITTLE = sorted({"tensorflow-cpu", "tensorflow-serving-api", *engine.closure("scikit-learn")})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,19 +36,7 @@ def image() -> str:
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """A copy of the repository to change."""
-    return copy(tmp_path / "tree")
-
-
-def copy(folder: Path) -> Path:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    return folder
+    return engine.copy_tree(tmp_path / "tree")
 
 
 def inspect(image: str) -> dict:
@@ -172,19 +157,13 @@ def test_a_change_of_code_rebuilds_the_last_layer_and_no_other(image, tree):
 # --- trouble ------------------------------------------------------------------------------------------
 
 
-def little(tree: Path) -> str:
-    lock = engine.locked(LITTLE)
-    (tree / "requirements.txt").write_text(lock)
-    return lock
-
-
 def arguments(tree: Path) -> list[str]:
     base = f"BASE={engine.stand_in_base()}"
     return ["--file", str(tree / "docker/train.Dockerfile"), "--build-arg", base]
 
 
 def test_a_base_whose_tensorflow_is_not_the_locked_one_ends_the_build(tree):
-    lock = little(tree).replace("tensorflow-cpu==2.20.0", "tensorflow-cpu==2.19.1")
+    lock = engine.little_lock(tree).replace("tensorflow-cpu==2.20.0", "tensorflow-cpu==2.19.1")
     (tree / "requirements.txt").write_text(lock)
     done = engine.build(*arguments(tree), context=tree)
     assert done.returncode != 0
@@ -202,7 +181,7 @@ def test_a_base_that_is_gone_ends_the_build_at_once(tree, free_port):
 
 
 def test_a_build_that_was_killed_half_way_is_finished_by_the_next(tree):
-    little(tree)
+    engine.little_lock(tree)
     with (tree / "docker/verify_lock.py").open("a") as file:
         file.write(f"# {os.urandom(8).hex()}: never built before\n")
     argv = engine.build_command(*arguments(tree), context=tree)

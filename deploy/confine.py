@@ -9,6 +9,7 @@ Nothing but the standard library is needed, and no right of root: https://docs.k
 https://man7.org/linux/man-pages/man7/user_namespaces.7.html.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -57,8 +58,10 @@ def _separate() -> bool:
     user, group = os.getuid(), os.getgid()
     if _libc.unshare(_NEW_USER | _NEW_NET | _NEW_MOUNTS | _NEW_IPC) != 0:
         return False
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        Path("/proc/self", name).write_text(text)
+    maps = (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1"))
+    with contextlib.suppress(OSError):  # then files are reached as nobody's, and the network still not at all
+        for name, text in maps:
+            Path("/proc/self", name).write_text(text)
     # Sockets that lie in the file system, as Docker's, are reached across network namespaces.
     _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
     _libc.mount(b"none", _SOCKETS.encode(), b"tmpfs", 0, None)

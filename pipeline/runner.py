@@ -24,7 +24,7 @@ from pipeline.locks import locked
 from pipeline.policy import Policy
 from pipeline.record import Record
 from pipeline.settings import Settings
-from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
+from pipeline.stages import BY_NAME, CHAMPION, CHAMPION_REPORT, STAGES, Context, Decided, Facts, Outcome, Stage
 from pipeline.store import Channel, Entry, Store, open_store
 from pipeline.trust import Trust
 
@@ -181,6 +181,19 @@ class Runner:
         candidate = self.done["train"].outputs["train/model"]
         others = (e for e in self.channel("production").newest_first() if e.model != candidate)
         return next(others, None)
+
+    def _champion_report(self) -> str | None:
+        """The tree digest of what the scan of the champion found; None where there is no champion."""
+        champion = self.champion()
+        if champion is None:
+            return None
+
+        def found() -> str | None:
+            behind = self.policy.examine(champion.why, champion.evidence, champion.image)
+            scans = [node.record for node in behind.walk() if node.stage == "scan" and node.record]
+            return scans[0].outputs.get("scan/report") if scans else None
+
+        return self.digests.remember(f"report:{champion.evidence}:{self.trust.digest}", found)
 
     def _step(self, stage: Stage) -> None:
         """One stage: a hit is restored, anything else runs."""
@@ -352,6 +365,8 @@ class Runner:
             if name == CHAMPION:
                 champion = self.champion()
                 yield name.lstrip("?"), champion.savedmodel if champion else None
+            elif name == CHAMPION_REPORT:
+                yield name.lstrip("?"), self._champion_report()
             else:
                 yield name, self.done[name.split("/")[0]].outputs[name]
 

@@ -140,7 +140,7 @@ def judge(
     warnings = (
         *_trouble_warnings(trouble, database),
         *_waiver_warnings(stops, expired),
-        *(f"{system} of {part} gets no security updates any more" for part, system in _ended(reports)),
+        *(f"{system} in the {part} gets no security updates any more" for part, system in _ended(reports)),
     )
     return Verdict(outcome, sentence, judged, expired, not trouble, warnings)
 

@@ -254,10 +254,14 @@ class Runner:
         registry = self.settings.publish.registry
         attachments.attach(registry, made.digest, envelopes, self.paths)
         if stage.name == "publish":
-            name = "export/savedmodel"
-            tree = self.done["export"].outputs[name]
-            folder = trees.place(tree, self.paths.build / name, self.store, self.digests)
-            attachments.sign_model(registry, made.digest, folder, self.signer, self.paths)
+            model, report = self._output("export/savedmodel"), self._output("scan/report")
+            attachments.attach_sboms(registry, made.digest, report, self.paths)
+            attachments.sign_model(registry, made.digest, model, self.signer, self.paths)
+
+    def _output(self, name: str) -> Path:
+        """The folder of an output of a stage that is done, restored where it is not there."""
+        tree = self.done[name.split("/")[0]].outputs[name]
+        return trees.place(tree, self.paths.build / name, self.store, self.digests)
 
     def enter(self, channel: Channel, entry: Entry, work: Work) -> Record:
         """Runs a stage that feeds a channel, and moves the channel once it passed.

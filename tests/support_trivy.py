@@ -4,6 +4,7 @@ Trivy keeps its database in a bbolt file: https://github.com/etcd-io/bbolt (page
 of one leaf page each are enough here: a leaf may run over as many 4096-byte pages as it needs.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from deploy.oci import MANIFEST, Layout, encode
+from pipeline.stages import Context
+from tests.support import context
 
 PAGE = 4096
 LEAF, META, FREELIST = 0x02, 0x04, 0x10
@@ -96,6 +99,37 @@ def write_database(
     (cache / "db/metadata.json").write_bytes(_json(metadata))
     origin = {"repository": "for tests", "digest": f"sha256:{hashlib.sha256(content).hexdigest()}"}
     (cache / "db/origin.json").write_bytes(_json(origin))
+
+
+# A port of this machine where nobody listens: a database that cannot be had, without asking the network.
+NOWHERE = "127.0.0.1:20299/none/trivy-db:2"
+
+
+def given(tmp_path: Path, layout: Path, *, database: bool = True, ignore: str = "", also=(), live=None, **more) -> Context:
+    """A context for the scan of a layout, in a small repository of its own, with a database unless there is to be none.
+
+    `more` are arguments of `write_database`, and facts.
+    """
+    root = tmp_path / "repository"
+    root.mkdir(exist_ok=True)
+    (root / "ignore.yaml").write_text(ignore)
+    (root / "model.py").write_text("units = 64\n")
+    written = {name: more.pop(name) for name in ("advisories", "updated", "schema") if name in more}
+    changes = {"scan.database": NOWHERE, "scan.ignore_file": "ignore.yaml", "scan.also": tuple(also)}
+    made = context(tmp_path, {"image/layout": layout, "champion/report": live}, changes, **more)
+    if database:
+        write_database(cache_of(made.state, NOWHERE), **written)
+    return dataclasses.replace(made, root=root)
+
+
+def spy(tmp_path: Path, monkeypatch, script: str) -> Path:
+    """Puts a shell script in Trivy's place; returns its path."""
+    path = tmp_path / "bin/trivy"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr("deploy.trivy.find", lambda name: str(path))
+    return path
 
 
 def cache_of(state: Path, repository: str) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from deploy.examine import (
@@ -79,7 +79,9 @@ def read_examination(places: Places, image: Image, options: Scan, now: datetime)
             _confined(said.get("confined")),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ProgramFailed(f"the examination's SBOM has another shape than Trivy writes ({error!r})") from error
+        raise ProgramFailed(
+            f"the examination's SBOM has another shape than Trivy writes ({error!r})"
+        ) from error
 
 
 def _check_identity(said: Mapping, image: Image, now: datetime) -> None:
@@ -123,7 +125,9 @@ def _check_report(report: Mapping, places: Places, image: Image) -> None:
     """Whether the report itself names this image: its configuration, and with it every layer."""
     metadata = report.get("Metadata")
     named = metadata.get("ImageID") if isinstance(metadata, Mapping) else None
-    layers = parse_json(Layout(places.layout).read(image.config), "the image's configuration")["rootfs"]["diff_ids"]
+    layers = parse_json(Layout(places.layout).read(image.config), "the image's configuration")["rootfs"][
+        "diff_ids"
+    ]
     listed = metadata.get("DiffIDs") if isinstance(metadata, Mapping) else None
     if named != image.config.digest or (listed is not None and listed != layers):
         raise ProgramFailed(
@@ -172,4 +176,3 @@ def unconfined(examination: Examination) -> list[str]:
         why = "UDP is not kept from it" if network else "nothing keeps it from it"
         said.append(f"Trivy ran without a network namespace of its own, so {why}")
     return said
-

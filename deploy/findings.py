@@ -99,7 +99,12 @@ def _finding(kind: str, raw: Mapping, target: str) -> Finding:
     if kind == LICENSE:
         where = said.get("FilePath") or target
         return Finding(
-            kind, said.get("Name", ""), severity, said.get("PkgName", ""), where, path=said.get("FilePath", "")
+            kind,
+            said.get("Name", ""),
+            severity,
+            said.get("PkgName", ""),
+            where,
+            path=said.get("FilePath", ""),
         )
     if kind == SECRET:
         line = int(raw.get("StartLine") or 0)
@@ -199,15 +204,20 @@ def tidy_cyclonedx(sbom: Mapping, image: str) -> dict:
 
 
 def tidy_spdx(sbom: Mapping, image: str) -> dict:
-    """An SPDX SBOM that names the image by digest, with names in place of random numbers, sorted and without the time."""
-    kept = dict(sbom)
-    kept["name"] = image
-    # SPDX wants a time; this one says that there is none, as SOURCE_DATE_EPOCH=0 does.
+    """An SPDX SBOM that names the image by digest, without random numbers and times, and sorted: the same each time."""
+    kept = {**_untimed(sbom), "name": image}
     kept["creationInfo"] = {**kept["creationInfo"], "created": _NEVER}
     for name in ("packages", "files", "relationships"):
         if name in kept:
             kept[name] = sorted(kept[name], key=lambda one: json.dumps(one, sort_keys=True))
     return _named(kept, image)
+
+
+def _untimed(value):
+    """A part of an SPDX document; its times, which SPDX demands, say that there is none, as SOURCE_DATE_EPOCH=0 does."""
+    if isinstance(value, Mapping):
+        return {name: _NEVER if name == "annotationDate" else _untimed(part) for name, part in value.items()}
+    return [_untimed(part) for part in value] if isinstance(value, list) else value
 
 
 def _named(document: Mapping, image: str) -> dict:

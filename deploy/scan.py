@@ -125,11 +125,12 @@ def predicate(verdict: Verdict, examined: Examination, options: Scan, invocation
     predicate, of which this one is made.
     """
     database = examined.database
-    found = [
-        one for one in verdict.judged if one.part == IMAGE and one.finding.kind == VULNERABILITY
-    ]
+    found = [one for one in verdict.judged if one.part == IMAGE and one.finding.kind == VULNERABILITY]
     return {
-        "invocation": {"uri": invocation, "parameters": {"fail_on": list(options.fail_on)}},
+        "invocation": {
+            "uri": invocation,
+            "parameters": {"fail_on": list(options.fail_on), "confined": dict(examined.confined)},
+        },
         "scanner": {
             "uri": f"pkg:pypi/{PACKAGE}",
             "version": examined.trivy,
@@ -143,7 +144,11 @@ def predicate(verdict: Verdict, examined: Examination, options: Scan, invocation
                     "id": one.finding.id,
                     "severity": [
                         {"method": "trivy", "score": one.finding.severity},
-                        *([{"method": "cvss_score", "score": one.finding.score}] if one.finding.score else []),
+                        *(
+                            [{"method": "cvss_score", "score": one.finding.score}]
+                            if one.finding.score
+                            else []
+                        ),
                     ],
                     "annotations": [
                         {"package": one.finding.purl or one.finding.what},

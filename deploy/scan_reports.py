@@ -88,8 +88,16 @@ def _result(one: Judged, rule: int) -> dict:
 
 def _state(one: Judged) -> str:
     """What a person is to know of a finding beside what it is."""
-    words = {"stops": "It stops the image.", "tolerated": "It is reported.", "accepted": "It is accepted for a while."}
-    kind = f" ({class_of(one.finding, one.inherited).replace('_', ', ')})" if one.finding.kind == VULNERABILITY else ""
+    words = {
+        "stops": "It stops the image.",
+        "tolerated": "It is reported.",
+        "accepted": "It is accepted for a while.",
+    }
+    kind = (
+        f" ({class_of(one.finding, one.inherited).replace('_', ', ')})"
+        if one.finding.kind == VULNERABILITY
+        else ""
+    )
     return words[one.says] + kind
 
 
@@ -122,7 +130,12 @@ def container_scanning(verdict: Verdict, examined: Examination, digest: str) -> 
             "status": "success" if verdict.scanned else "failure",
             "start_time": _second(examined.started),
             "end_time": _second(examined.finished),
-            "analyzer": {"id": "tidegate", "name": "Tidegate", "version": "1", "vendor": {"name": "Tidegate"}},
+            "analyzer": {
+                "id": "tidegate",
+                "name": "Tidegate",
+                "version": "1",
+                "vendor": {"name": "Tidegate"},
+            },
             "scanner": trivy,
         },
         "vulnerabilities": [_vulnerability(one, digest, system) for one in found],

@@ -38,7 +38,9 @@ def pinned() -> str:
     try:
         return ".".join(importlib.metadata.version(PACKAGE).split(".")[:3])
     except importlib.metadata.PackageNotFoundError as error:
-        raise ProgramFailed(f"{PACKAGE} is not installed. make setup installs what the pipeline needs.") from error
+        raise ProgramFailed(
+            f"{PACKAGE} is not installed. make setup installs what the pipeline needs."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Trivy:
 
     def image(self, layout: Path, name: str, *, vulnerabilities: bool) -> tuple[dict, int]:
         """The report on an image layout that lies nowhere in `files`, and Trivy's exit status."""
-        (self.files / name).symlink_to(layout.absolute())  # the report calls the image by the path that it was given
+        (self.files / name).symlink_to(
+            layout.absolute()
+        )  # the report calls the image by the path that it was given
         scanners = "secret,misconfig,license" + (",vuln" if vulnerabilities else "")
         arguments = ("--scanners", scanners, "--image-config-scanners", "misconfig,secret")
         return self._report("image", "--input", name, *arguments, reads=(layout,))
@@ -109,13 +113,17 @@ class Trivy:
             raise ProgramFailed(f"Trivy failed with exit status {done.returncode}: {self.said(done)}")
         return self._read(name), done.returncode
 
-    def _call(
-        self, *arguments: str, reads: tuple[Path, ...] = (), timeout_s: float | None = None
-    ) -> Done:
+    def _call(self, *arguments: str, reads: tuple[Path, ...] = (), timeout_s: float | None = None) -> Done:
         """Runs Trivy confined (deploy/confine.py), where no configuration file of anybody lies."""
         show(["trivy", *arguments])
         plan, told = self.work / "plan.json", self.work / "confined.json"
-        readable = [*_SYSTEM, self.program, os.path.realpath(self.program), self.cache, *map(os.path.realpath, reads)]
+        readable = [
+            *_SYSTEM,
+            self.program,
+            os.path.realpath(self.program),
+            self.cache,
+            *map(os.path.realpath, reads),
+        ]
         writable = [self.files, "/dev/null"]
         plan.write_text(
             json.dumps({"read": [*map(str, readable)], "write": [*map(str, writable)], "report": str(told)})
@@ -141,14 +149,21 @@ class Trivy:
 
     def _environment(self) -> dict[str, str | None]:
         """Nothing of ours, and so no secret of a CI job, no login and no proxy."""
-        own = {"PATH": "/usr/bin:/bin", "HOME": str(self.files), "TMPDIR": str(self.files / "tmp"), "LANG": "C.UTF-8"}
+        own = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(self.files),
+            "TMPDIR": str(self.files / "tmp"),
+            "LANG": "C.UTF-8",
+        }
         return {**dict.fromkeys(os.environ), **own}
 
     def _note(self, told: Path, done: Done) -> None:
         try:
             self.confined.update(json.loads(told.read_bytes()))
         except (OSError, ValueError) as error:
-            raise ProgramFailed(f"Trivy could not be confined and was not started: {self.said(done)}") from error
+            raise ProgramFailed(
+                f"Trivy could not be confined and was not started: {self.said(done)}"
+            ) from error
 
     def _read(self, name: str) -> dict:
         return read_json(self.files / name)
@@ -171,5 +186,7 @@ def read_json(path: Path) -> dict:
             f"Trivy's {path.name.lstrip('_')} is not JSON ({said}); nothing is known of what it scanned."
         ) from error
     if not isinstance(document, dict):
-        raise ProgramFailed(f"Trivy's {path.name.lstrip('_')} is not a JSON object; nothing is known of what it scanned.")
+        raise ProgramFailed(
+            f"Trivy's {path.name.lstrip('_')} is not a JSON object; nothing is known of what it scanned."
+        )
     return document

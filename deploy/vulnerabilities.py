@@ -44,7 +44,9 @@ def find_database(cache: Path, repository: str, timeout_s: float, say: Callable[
     updated = moment(metadata.get("UpdatedAt"))
     if updated is None:
         return Database(trouble=refused or "there is no vulnerability database")
-    note = f"the vulnerability database of {updated.date()} could not be renewed: {refused}" if refused else ""
+    note = (
+        f"the vulnerability database of {updated.date()} could not be renewed: {refused}" if refused else ""
+    )
     origin = _origin(cache)
     return Database(
         updated.isoformat(), note=note, source=origin.get("repository", ""), digest=origin.get("digest", "")
@@ -61,9 +63,7 @@ def judged_age(database: Database, age_days: Bound, now: datetime.datetime) -> D
         trouble = f"the vulnerability database says that it is of {updated.date()}, which is to come"
     elif not age_days.holds(days):
         why = f"; {database.note}" if database.note else ""
-        trouble = (
-            f"the vulnerability database is of {updated.date()}, {days:.0f} days old ({age_days} is asked){why}"
-        )
+        trouble = f"the vulnerability database is of {updated.date()}, {days:.0f} days old ({age_days} is asked){why}"
     else:
         return database
     return Database(database.updated_at, trouble, "", database.source, database.digest)

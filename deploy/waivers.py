@@ -112,20 +112,22 @@ def _waiver(entry, kind: str, where: str, faults: list[str]) -> Waiver | None:
         faults.append(f"{where} has no end; add the day on which it counts again, as expired_at: 2030-01-31")
     narrowed = {name: entry.get(name) or [] for name in ("paths", "purls")}
     faults += [
-        f"{where}: {name} must be a list of texts" for name, value in narrowed.items() if not _are_texts(value)
+        f"{where}: {name} must be a list of texts"
+        for name, value in narrowed.items()
+        if not _are_texts(value)
     ]
     if len(faults) > before:
         return None
     statement = str(entry["statement"]).strip()
-    return Waiver(kind, str(entry["id"]), until, statement, tuple(narrowed["paths"]), tuple(narrowed["purls"]))
+    return Waiver(
+        kind, str(entry["id"]), until, statement, tuple(narrowed["paths"]), tuple(narrowed["purls"])
+    )
 
 
 def _are_texts(value) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def covering(
-    finding: Finding, waivers: Sequence[Waiver], today: datetime.date
-) -> Waiver | None:
+def covering(finding: Finding, waivers: Sequence[Waiver], today: datetime.date) -> Waiver | None:
     """The waiver that accepts a finding today; None if none does."""
     return next((one for one in waivers if one.holds(today) and one.covers(finding)), None)

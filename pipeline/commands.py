@@ -211,7 +211,9 @@ def examine(_, paths: Paths) -> int:
 
     settings, build = config.load(paths.settings), paths.build
     places = function("deploy.examine.Places")(paths.root, paths.state, build / "image/layout")
-    folder = function("deploy.examine.examine")(settings, places, lambda text: print(f"  {text}", file=sys.stderr))
+    folder = function("deploy.examine.examine")(
+        settings, places, lambda text: print(f"  {text}", file=sys.stderr)
+    )
     print(folder.relative_to(paths.root))
     return 0
 

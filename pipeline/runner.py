@@ -24,7 +24,17 @@ from pipeline.locks import locked
 from pipeline.policy import Policy
 from pipeline.record import Record
 from pipeline.settings import Settings
-from pipeline.stages import BY_NAME, CHAMPION, CHAMPION_REPORT, STAGES, Context, Decided, Facts, Outcome, Stage
+from pipeline.stages import (
+    BY_NAME,
+    CHAMPION,
+    CHAMPION_REPORT,
+    STAGES,
+    Context,
+    Decided,
+    Facts,
+    Outcome,
+    Stage,
+)
 from pipeline.store import Channel, Entry, Store, open_store
 from pipeline.trust import Trust
 

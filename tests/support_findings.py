@@ -22,7 +22,11 @@ def vulnerability(severity: str, name: str = "CVE-1", **more) -> dict:
 
 def package(purl: str) -> dict:
     """A package that is installed, and has no vulnerability that the report knows."""
-    return {"Target": "Python", "Class": "lang-pkgs", "Packages": [{"Name": "x", "Identifier": {"PURL": purl}}]}
+    return {
+        "Target": "Python",
+        "Class": "lang-pkgs",
+        "Packages": [{"Name": "x", "Identifier": {"PURL": purl}}],
+    }
 
 
 def secret(severity: str = "CRITICAL") -> dict:

@@ -86,7 +86,9 @@ def write_database(
         said = {"Title": one.title or f"{one.package}: for tests"}
         if one.severity != "UNKNOWN":
             said |= {"Severity": one.severity, "VendorSeverity": {"ghsa": SEVERITIES[one.severity]}}
-        tree["vulnerability"][one.id] = _json(said | ({"CVSS": {"ghsa": {"V3Score": one.score}}} if one.score else {}))
+        tree["vulnerability"][one.id] = _json(
+            said | ({"CVSS": {"ghsa": {"V3Score": one.score}}} if one.score else {})
+        )
     (cache / "db").mkdir(parents=True, exist_ok=True)
     content = bolt(tree)
     (cache / "db/trivy.db").write_bytes(content)
@@ -105,7 +107,9 @@ def write_database(
 NOWHERE = "127.0.0.1:20299/none/trivy-db:2"
 
 
-def given(tmp_path: Path, layout: Path, *, database: bool = True, ignore: str = "", also=(), live=None, **more) -> Context:
+def given(
+    tmp_path: Path, layout: Path, *, database: bool = True, ignore: str = "", also=(), live=None, **more
+) -> Context:
     """A context for the scan of a layout, in a small repository of its own, with a database unless there is to be none.
 
     `more` are arguments of `write_database`, and facts.
@@ -163,8 +167,12 @@ def debian(**versions: str) -> dict[str, bytes]:
         f"Maintainer: x\nSource: {name.removesuffix('1g')}\n\n"
         for name, version in versions.items()
     )
-    release = "ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"
-    return {"var/lib/dpkg/status": status.encode(), "etc/os-release": release.encode(), "etc/debian_version": b"12.5\n"}
+    release = 'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n'
+    return {
+        "var/lib/dpkg/status": status.encode(),
+        "etc/os-release": release.encode(),
+        "etc/debian_version": b"12.5\n",
+    }
 
 
 def bolt(tree: dict) -> bytes:

@@ -585,7 +585,10 @@ def test_registry_with_the_referrers_api_keeps_its_own_list(with_referrers):
 
 
 def test_sboms_are_listed_under_their_own_types_beside_attestations_and_written_once(there):
-    cyclonedx, spdx = ("a.json", "application/vnd.cyclonedx+json", b"{1}"), ("b.json", "application/spdx+json", b"{2}")
+    cyclonedx, spdx = (
+        ("a.json", "application/vnd.cyclonedx+json", b"{1}"),
+        ("b.json", "application/spdx+json", b"{2}"),
+    )
     made = envelope(there.image)
     attach(there.address, there.image, [made], quiet)
     attach_documents(there.address, there.image, [cyclonedx, spdx], quiet)

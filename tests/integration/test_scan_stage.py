@@ -37,7 +37,9 @@ def test_clean_model_image_passes_when_it_was_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize(("protected", "outcome"), [(False, Outcome.PASSED), (True, Outcome.NO_DATA)])
-def test_image_without_database_passes_where_nothing_is_protected_alone_and_says_so(tmp_path, protected, outcome):
+def test_image_without_database_passes_where_nothing_is_protected_alone_and_says_so(
+    tmp_path, protected, outcome
+):
     result = scan(given(tmp_path, model_image(tmp_path)[0], database=False, protected=protected))
     assert result.outcome is outcome
     assert "vulnerabilities not scanned" in result.sentence

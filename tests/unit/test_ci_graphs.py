@@ -137,6 +137,15 @@ GITLAB_CHANGES: dict[str, Change] = {
     "the last job waits for less": drop("complete/needs/3"),
     "a rollback that is tried again": drop("rollback/retry"),
     "a rollback that waits": add("rollback/needs", {"job": "promote", "artifacts": False}),
+    "Trivy with an environment": put("examine/extends", [".protected", ".signs"]),
+    "Trivy with a token": put("examine/id_tokens", {"T": {"aud": "x"}}),
+    "Trivy that hands on the store": add("examine/artifacts/paths", ".tidegate/store/"),
+    "Trivy that changes the cache": put("examine/cache", {"policy": "pull-push"}),
+    "Trivy in the job that signs": put("scan/script", ["make examine", "make scan"]),
+    "a scan that waits for no examination": drop("scan/needs/1"),
+    "a stage without a key": put("data/extends", ".any"),
+    "a key in a deployment that is none": put(".signs/environment/action", "start"),
+    "no report for GitLab": drop("scan/artifacts/reports/container_scanning"),
     "a deployment that a commit stops": put(".protected/interruptible", True),
 }
 GITHUB_CHANGES: dict[str, Change] = {
@@ -167,6 +176,17 @@ GITHUB_CHANGES: dict[str, Change] = {
     "a deployment that another stops": put("pipeline/jobs/canary/concurrency/cancel-in-progress", True),
     "a deployment that another drops": put("rollback/jobs/rollback/concurrency/queue", "single"),
     "servers that end with the job": put("pipeline/jobs/promote/env/RUNNER_TRACKING_ID", "1"),
+    "Trivy with an environment": put("pipeline/jobs/examine/environment", {"name": "pipeline"}),
+    "Trivy with a key": put("pipeline/jobs/examine/env", {"KEY": KEY}),
+    "Trivy that may write": put(
+        "pipeline/jobs/examine/permissions", {"contents": "read", "security-events": "write"}
+    ),
+    "Trivy with a credential": put("pipeline/jobs/examine/steps/0/with/persist-credentials", True),
+    "Trivy that changes the cache": put("pipeline/jobs/examine/steps/1/with/cache", "keep"),
+    "Trivy that hands on the store": put("pipeline/jobs/examine/steps/4/with/path", ".tidegate"),
+    "Trivy on the host that serves": put("pipeline/jobs/examine/runs-on", ["self-hosted", "deploy"]),
+    "a scan that waits for no examination": drop("pipeline/jobs/scan/needs/1"),
+    "a job that may write and runs something": add("pipeline/jobs/code-scanning/steps", {"run": "make scan"}),
     "the last job is skipped too": put("pipeline/jobs/complete/if", ""),
     "the last job waits for less": drop("pipeline/jobs/complete/needs/5"),
     "the last job looks at nothing": drop("pull-request/jobs/complete/steps/1"),

@@ -15,7 +15,14 @@ def test_severity_that_trivy_may_invent_one_day_counts_as_unknown():
 
 @pytest.mark.parametrize(
     "results",
-    [7, [7], ["x"], [{"Vulnerabilities": 7}], [{"Vulnerabilities": ["x"]}], [{"Secrets": [{"StartLine": "x"}]}]],
+    [
+        7,
+        [7],
+        ["x"],
+        [{"Vulnerabilities": 7}],
+        [{"Vulnerabilities": ["x"]}],
+        [{"Secrets": [{"StartLine": "x"}]}],
+    ],
 )
 def test_report_of_another_shape_is_an_error_that_says_so(results):
     with pytest.raises(ProgramFailed, match="another shape"):
@@ -23,7 +30,9 @@ def test_report_of_another_shape_is_an_error_that_says_so(results):
 
 
 def test_text_of_a_report_cannot_move_a_cursor_or_start_a_line():
-    found = findings(report(vulnerability("HIGH", "CVE-1\x1b[2J\n::set-output", PkgName="a\u202eb" * 9000)))[0]
+    found = findings(report(vulnerability("HIGH", "CVE-1\x1b[2J\n::set-output", PkgName="a\u202eb" * 9000)))[
+        0
+    ]
     assert found.id == "CVE-1 [2J ::set-output"
     assert found.what.isprintable()
     assert len(found.what) < 2100

@@ -98,7 +98,13 @@ def test_sarif_has_every_member_that_github_requires():
 def test_sarif_says_what_stops_what_is_reported_and_what_is_waived_and_why():
     results = {one["ruleId"]: one for one in sarif(verdict(), "0.76.0")["runs"][0]["results"]}
     levels = {name: one["level"] for name, one in results.items()}
-    assert levels == {"CVE-1": "error", "GHSA-2": "warning", "CVE-3": "note", "aws-key": "error", "DS-0002": "error"}
+    assert levels == {
+        "CVE-1": "error",
+        "GHSA-2": "warning",
+        "CVE-3": "note",
+        "aws-key": "error",
+        "DS-0002": "error",
+    }
     assert results["CVE-3"]["suppressions"][0]["justification"].startswith("we never call it")
     assert "suppressions" not in results["CVE-1"]
     assert uri(results["DS-0002"]) == "Dockerfile"

@@ -79,10 +79,7 @@ def test_packages_of_an_unknown_system_count_as_not_scanned():
 
 def test_system_without_updates_is_warned_of():
     seen = report(OS={"Family": "debian", "Name": "9", "EOSL": True})
-    assert (
-        "debian 9 in the image gets no security updates"
-        in verdict_on(seen).warnings[0]
-    )
+    assert "debian 9 in the image gets no security updates" in verdict_on(seen).warnings[0]
 
 
 def test_sentence_names_the_worst_findings_their_fix_and_how_many_more():
@@ -96,9 +93,7 @@ def test_sentence_names_the_worst_findings_their_fix_and_how_many_more():
 
 def test_numbers_count_all_findings_by_severity():
     numbers = (
-        verdict_on(report(vulnerability("HIGH"), vulnerability("LOW"), secret()))
-        .result("d", {})
-        .numbers
+        verdict_on(report(vulnerability("HIGH"), vulnerability("LOW"), secret())).result("d", {}).numbers
     )
     assert (numbers["findings_high"], numbers["findings_low"], numbers["findings_critical"]) == (1, 1, 1)
 
@@ -172,7 +167,10 @@ def test_secret_or_misconfiguration_of_the_live_image_stops_all_the_same():
 
 def test_each_part_is_compared_with_the_same_part_of_what_is_live():
     seen = report(vulnerability("HIGH"))
-    for live, outcome in (({IMAGE: SAME_PACKAGE}, Outcome.FAILED), ({"also-1": SAME_PACKAGE}, Outcome.PASSED)):
+    for live, outcome in (
+        ({IMAGE: SAME_PACKAGE}, Outcome.FAILED),
+        ({"also-1": SAME_PACKAGE}, Outcome.PASSED),
+    ):
         verdict = judge({IMAGE: report(), "also-1": seen}, live, STRICT, (), GOOD, TODAY)
         assert verdict.outcome is outcome
         assert [one.part for one in verdict.judged] == ["also-1"]

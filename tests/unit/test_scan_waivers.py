@@ -23,7 +23,15 @@ def test_acceptance_holds_until_the_day_it_expires_on(until, holds):
 
 
 def found(**more) -> Finding:
-    return Finding("vulnerability", "CVE-1", "HIGH", "lib 1.0", "Python", purl="pkg:deb/debian/lib@1.0?arch=amd64", **more)
+    return Finding(
+        "vulnerability",
+        "CVE-1",
+        "HIGH",
+        "lib 1.0",
+        "Python",
+        purl="pkg:deb/debian/lib@1.0?arch=amd64",
+        **more,
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +101,10 @@ def test_ignore_file_without_entries_accepts_nothing(text):
         ("- CVE-1\n", "must hold lists named"),
         ("a: [b\n", "is not YAML"),
         ("vulnerabilities: CVE-1\n", "vulnerabilities must be a list"),
-        ("secrets:\n- {id: C, statement: w, expired_at: 2030-01-01, paths: a}\n", "paths must be a list of texts"),
+        (
+            "secrets:\n- {id: C, statement: w, expired_at: 2030-01-01, paths: a}\n",
+            "paths must be a list of texts",
+        ),
     ],
 )
 def test_ignore_file_with_a_fault_is_refused_by_entry(text, says):

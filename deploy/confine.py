@@ -94,7 +94,7 @@ def _allow(ruleset: int, path: str, access: int) -> None:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return  # what is not there needs no leave
-    if not os.path.isdir(path):
+    if not Path(path).is_dir():
         access &= _OF_A_FILE
     _libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", access, handle), 0)
     os.close(handle)

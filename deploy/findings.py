@@ -214,7 +214,7 @@ def tidy_spdx(sbom: Mapping, image: str) -> dict:
 
 
 def _untimed(value):
-    """A part of an SPDX document; its times, which SPDX demands, say that there is none, as SOURCE_DATE_EPOCH=0 does."""
+    """A part of an SPDX document; its times, which SPDX demands, say that there is none, as SOURCE_DATE_EPOCH=0."""
     if isinstance(value, Mapping):
         return {name: _NEVER if name == "annotationDate" else _untimed(part) for name, part in value.items()}
     return [_untimed(part) for part in value] if isinstance(value, list) else value

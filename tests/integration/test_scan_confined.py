@@ -80,13 +80,13 @@ def test_trivy_reads_neither_keys_nor_the_repository_nor_other_processes(tmp_pat
 
 
 def test_trivy_writes_nothing_beyond_its_own_folder(tmp_path, monkeypatch, confined):
-    layout, image = model_image(tmp_path)
+    layout, _ = model_image(tmp_path)
     places = (
         tmp_path / "repository/model.py",
         tmp_path / "state/trivy/evil",
         layout / "index.json",
         tmp_path / "state/work/examine/plan.json",
-        "/tmp/evil-of-a-test",  # noqa: S108
+        "/tmp/evil-of-a-test",
     )
     seen = ran(
         tmp_path, monkeypatch, "\n".join(f"echo evil > {place}" for place in places) + "\necho mine > mine"

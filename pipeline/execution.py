@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -168,14 +169,18 @@ class Executor:
         result_path(task_path).unlink(missing_ok=True)
         task_path.write_text(json.dumps(self._task(work, out, lasting)))
         own = getattr(self.settings, work.stage.name, None)
-        status = run.attend(
-            [sys.executable, "-m", "pipeline.child", str(task_path)],
-            timeout_s=getattr(own, "timeout_s", _DAY_S),
-            cwd=self.paths.root,
-            # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
-            env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
-            grace_s=_CHECKPOINT_GRACE_S if work.stage.resumes else None,
-        )
+        try:
+            status = run.attend(
+                [sys.executable, "-m", "pipeline.child", str(task_path)],
+                timeout_s=getattr(own, "timeout_s", _DAY_S),
+                cwd=self.paths.root,
+                # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
+                env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
+                grace_s=_CHECKPOINT_GRACE_S if work.stage.resumes else None,
+            )
+        except (KeyboardInterrupt, ProgramFailed):  # stopped, or out of time
+            _tell_last_words(task_path)
+            raise
         return _answer(work.stage, status, task_path)
 
     def _task(self, work: Work, out: Path, lasting: Path) -> dict:
@@ -269,6 +274,12 @@ def _answer(stage: Stage, status: int, task_path: Path) -> Result:
         "warnings": tuple(result["warnings"]),
     }
     return Result(**{**result, **changed})
+
+
+def _tell_last_words(task_path: Path) -> None:
+    """Shows what a stage said that was stopped, if it said anything: how far it got, and how it goes on."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        print(f"  {json.loads(result_path(task_path).read_bytes())['text']}", file=sys.stderr, flush=True)
 
 
 def _silent(stage: Stage, status: int) -> TidegateError:

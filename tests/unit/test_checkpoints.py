@@ -10,15 +10,19 @@ import pytest
 
 from pipeline import gc, offers, record
 from pipeline.checkpoints import Checkpoint, Shelf
+from pipeline.digest import Digests
 from pipeline.errors import IntegrityError, ProgramFailed
-from pipeline.execution import now
+from pipeline.execution import Paths, now
 from pipeline.keeper import Keeper
 from pipeline.keys import Signer
 from pipeline.offers import Progress
+from pipeline.runner import Runner
 from pipeline.settings import Retention
 from pipeline.store import open_store
 from pipeline.trust import Trust
+from tests.support import FACTS, settings
 from tests.support_evidence import add_key, ago, make
+from tests.support_recheck import _CI as CI_VARIABLES
 
 KEY, OTHER = "a" * 64, "b" * 64
 DAY_S = 86_400
@@ -332,6 +336,42 @@ def test_a_store_that_cannot_be_read_stops_before_hours_of_work_are_done_again(s
         dataclasses.replace(shelf, bucket=Gone(shelf.bucket.root)).bring("train", KEY, tmp_path / "work")
     assert not (tmp_path / "work").exists()
     assert not list(tmp_path.glob(".work*"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "may"),
+    [
+        ({}, True),
+        ({"GITLAB_CI": "true", "CI_COMMIT_REF_PROTECTED": "true"}, True),
+        ({"GITLAB_CI": "true"}, False),
+        (
+            {
+                "GITLAB_CI": "true",
+                "CI_COMMIT_REF_PROTECTED": "true",
+                "CI_PIPELINE_SOURCE": "merge_request_event",
+            },
+            False,
+        ),
+        ({"GITHUB_ACTIONS": "true", "GITHUB_REF_PROTECTED": "true"}, True),
+        ({"GITHUB_ACTIONS": "true", "GITHUB_EVENT_NAME": "pull_request"}, False),
+    ],
+)
+def test_only_what_may_train_for_production_keeps_or_takes_checkpoints(tmp_path, monkeypatch, environ, may):
+    for name in (
+        *CI_VARIABLES,
+        "CI_PIPELINE_SOURCE",
+        "GITHUB_EVENT_NAME",
+        "CI_COMMIT_REF_PROTECTED",
+        "GITHUB_REF_PROTECTED",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pipeline.ci.facts", lambda root: FACTS)
+    paths = Paths(tmp_path, tmp_path / "pipeline.yaml", tmp_path / "build", tmp_path / "state")
+    store = open_store("file:store", tmp_path)
+    runner = Runner(settings(), paths, store, Digests(tmp_path / "digests.json"))
+    assert (runner.executor.shelf is not None) == may
 
 
 # In the background -------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ class Executor:
         twice = getattr(own, "executions", 1) > 1
         result, reached = self._resuming(work, out, lasting, twice), ""
         if result.outcome == Outcome.PASSED and twice:
-            result, reached = self._again(work, out, result, _again(lasting))
+            result, reached = self._again(work, out, result, _second(lasting))
         return result, reached
 
     def _resuming(self, work: Work, out: Path, lasting: Path, twice: bool) -> Result:
@@ -136,7 +136,7 @@ class Executor:
     def _forget(self, work: Work, lasting: Path) -> None:
         """Removes what a finished stage would go on from: checkpoints of two executions that differ would make them
         differ for ever. Not before its outputs are in the store."""
-        for folder in (lasting, _again(lasting)):
+        for folder in (lasting, _second(lasting)):
             shutil.rmtree(folder, ignore_errors=True)
         if self.shelf and work.stage.resumes:
             try:
@@ -152,6 +152,8 @@ class Executor:
         print("  once more, to see whether it gives the same:", file=sys.stderr, flush=True)
         other = out.with_name(f"{out.name}-again")
         second = self.call(work, other, lasting)
+        if second.outcome == Outcome.NO_DATA:  # it was not finished, which tells nothing of the first
+            return second, ""
         alike = reproduce.compare(work.stage, out, other)
         shutil.rmtree(other, ignore_errors=True)
         tolerance = getattr(self.settings, work.stage.name).tolerance
@@ -240,7 +242,7 @@ class Executor:
         return dataclasses.replace(made, sha256=self.store.add_record(made.stage, made.key, name, envelope))
 
 
-def _again(lasting: Path) -> Path:
+def _second(lasting: Path) -> Path:
     """The lasting folder of a second execution."""
     return lasting.with_name(f"{lasting.name}-again")
 

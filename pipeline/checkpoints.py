@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import digest, offers, record
+from pipeline.bucket_file import disk_errors
 from pipeline.buckets import Bucket, Item
 from pipeline.digest import Leaf, Tree
 from pipeline.errors import IntegrityError
@@ -172,11 +173,12 @@ class Shelf:
         partial = work.with_name(f".{work.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            for leaf in made.tree.leaves:
-                self._fetch_file(made, leaf, partial / leaf.path)
-            offers.note(partial, made.progress)
-            shutil.rmtree(work, ignore_errors=True)
-            partial.replace(work)
+            with disk_errors(partial):
+                for leaf in made.tree.leaves:
+                    self._fetch_file(made, leaf, partial / leaf.path)
+                offers.note(partial, made.progress)
+                shutil.rmtree(work, ignore_errors=True)
+                partial.replace(work)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -338,6 +338,23 @@ def test_a_store_that_cannot_be_read_stops_before_hours_of_work_are_done_again(s
     assert not list(tmp_path.glob(".work*"))
 
 
+def test_a_disk_without_room_for_what_is_fetched_is_told_and_what_lies_here_stays(
+    shelf, files, tmp_path, monkeypatch
+):
+    keep(shelf, files, 10)
+    work = tmp_path / "work"
+    offered(work, 1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.offers.note", full)
+    with pytest.raises(ProgramFailed, match="No space left on device"):
+        shelf.bring("train", KEY, work)
+    assert (work / "checkpoints" / "ckpt-1").exists()
+    assert not list(tmp_path.glob(".work*"))
+
+
 @pytest.mark.parametrize(
     ("environ", "may"),
     [

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from deploy.examine import (
     CANARY,
@@ -91,8 +92,8 @@ def _check_identity(said: Mapping, image: Image, now: datetime) -> None:
             f"the examination says that it is of {str(said.get('image'))[:19]}, and the image is {image.digest[:19]}."
             " Run `make examine` again."
         )
-    times = [moment(said.get(name)) for name in ("started", "finished")]
-    if None in times or not times[0] <= times[1] <= now + _SKEW or now - times[0] > _FRESH:
+    started, finished = moment(said.get("started")), moment(said.get("finished"))
+    if not started or not finished or not started <= finished <= now + _SKEW or now - started > _FRESH:
         raise NoData(
             f"the examination was made at {str(said.get('started'))[:32]}, and one of the last "
             f"{_FRESH // timedelta(hours=1)} hours is asked. Run `make examine` again."
@@ -102,10 +103,11 @@ def _check_identity(said: Mapping, image: Image, now: datetime) -> None:
 def _reports(folder: Path, said: Mapping, wanted: Sequence[str]) -> dict[str, Mapping]:
     """Trivy's report on each part, each what its exit status says, all of the locked version."""
     parts = said.get("parts")
-    missing = [name for name in wanted if not isinstance(parts, Mapping) or name not in parts]
+    parts = parts if isinstance(parts, Mapping) else {}
+    missing = [name for name in wanted if name not in parts]
     if missing:
         raise NoData(f"the examination left out {', '.join(missing)}. Run `make examine` again.")
-    found = {}
+    found: dict[str, Mapping] = {}
     for name in wanted:
         entry = parts[name]
         code = entry.get("exit_code") if isinstance(entry, Mapping) else None
@@ -161,7 +163,7 @@ def _sbom(folder: Path, name: str, member: str, value: str) -> dict:
     return sbom
 
 
-def _confined(said) -> dict[str, str]:
+def _confined(said: Any) -> dict[str, str]:
     said = said if isinstance(said, Mapping) else {}
     return {name: str(said.get(name) or "")[:100] for name in ("files", "network")}
 

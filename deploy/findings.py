@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import ProgramFailed
 from pipeline.settings import SEVERITIES
@@ -77,9 +78,9 @@ def _each(report: Mapping) -> Iterator[Finding]:
 
 
 def _finding(kind: str, raw: Mapping, target: str) -> Finding:
-    severity = raw.get("Severity") if raw.get("Severity") in SEVERITIES else "UNKNOWN"
+    severity = str(raw.get("Severity")) if raw.get("Severity") in SEVERITIES else "UNKNOWN"
     said = {name: _text(value) for name, value in raw.items() if isinstance(value, str)}
-    about = {"title": said.get("Title", ""), "url": said.get("PrimaryURL", "")}
+    title, url = said.get("Title", ""), said.get("PrimaryURL", "")
     if kind == VULNERABILITY:
         package, version = said.get("PkgName", ""), said.get("InstalledVersion", "")
         return Finding(
@@ -94,7 +95,8 @@ def _finding(kind: str, raw: Mapping, target: str) -> Finding:
             _text((raw.get("PkgIdentifier") or {}).get("PURL")),
             said.get("PkgPath", ""),
             score=_score(raw.get("CVSS") or {}),
-            **about,
+            title=title,
+            url=url,
         )
     if kind == LICENSE:
         where = said.get("FilePath") or target
@@ -108,12 +110,16 @@ def _finding(kind: str, raw: Mapping, target: str) -> Finding:
         )
     if kind == SECRET:
         line = int(raw.get("StartLine") or 0)
-        return Finding(kind, said.get("RuleID", ""), severity, "", f"{target}:{line}", line=line, **about)
+        return Finding(
+            kind, said.get("RuleID", ""), severity, "", f"{target}:{line}", line=line, title=title, url=url
+        )
     line = int((raw.get("CauseMetadata") or {}).get("StartLine") or 0)
-    return Finding(kind, said.get("ID", ""), severity, said.get("Title", ""), target, line=line, **about)
+    return Finding(
+        kind, said.get("ID", ""), severity, said.get("Title", ""), target, line=line, title=title, url=url
+    )
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     """A text in one line, of bounded length, without control characters."""
     kept = "".join(letter if letter.isprintable() else " " for letter in str(value or "")[:2000])
     return " ".join(kept.split())
@@ -157,7 +163,7 @@ def version(report: Mapping) -> str:
     return _text(trivy.get("Version")) if isinstance(trivy, Mapping) else ""
 
 
-def checked(report, exit_code: int, expected_code: int) -> Mapping:
+def checked(report: Any, exit_code: int, expected_code: int) -> Mapping:
     """A report that is what a scan leaves. Raises ProgramFailed if it is not, or contradicts the exit status."""
     if not isinstance(report, dict) or "SchemaVersion" not in report or "ArtifactName" not in report:
         raise ProgramFailed(
@@ -213,7 +219,7 @@ def tidy_spdx(sbom: Mapping, image: str) -> dict:
     return _named(kept, image)
 
 
-def _untimed(value):
+def _untimed(value: Any) -> Any:
     """A part of an SPDX document; its times, which SPDX demands, say that there is none, as SOURCE_DATE_EPOCH=0."""
     if isinstance(value, Mapping):
         return {name: _NEVER if name == "annotationDate" else _untimed(part) for name, part in value.items()}

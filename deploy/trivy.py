@@ -101,7 +101,9 @@ class Trivy:
         last = last.replace(str(self.cache), "its cache").replace(str(self.work), "its folder")
         return " ".join("".join(c if c.isprintable() else " " for c in last).split())[:600]
 
-    def _report(self, *arguments: str, reads: tuple[Path, ...] = (), timeout_s: float | None = None):
+    def _report(
+        self, *arguments: str, reads: tuple[Path, ...] = (), timeout_s: float | None = None
+    ) -> tuple[dict, int]:
         name = "_report.json"
         (self.files / name).unlink(missing_ok=True)
         timeout_s = timeout_s or self.timeout_s

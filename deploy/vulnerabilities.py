@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import re
@@ -18,9 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from deploy.disk import locked
-from deploy.oci import Descriptor, Layout, parse_json
+from deploy.oci import CHUNK_BYTES, Descriptor, Layout, parse_json
 from deploy.registry import Client
 from deploy.verdict import Database
 from pipeline.errors import IntegrityError, ProgramFailed
@@ -136,7 +138,9 @@ def _fetch(cache: Path, repository: str, deadline: float, say: Callable[[str], N
     work = cache / "fetching"
     shutil.rmtree(work, ignore_errors=True)
     layout = Layout(work / "layout").create()
-    layout.take(found[0], _Hurried(client, deadline))
+    with _Hurried(client.open(found[0]), deadline) as stream, layout.writing(found[0]) as copy:
+        while chunk := stream.read(CHUNK_BYTES):
+            copy.write(chunk)
     _unpack(layout.path(found[0].digest), work / "db")
     (work / "db/origin.json").write_text(json.dumps({"repository": repository, "digest": found[0].digest}))
     shutil.rmtree(cache / "db", ignore_errors=True)
@@ -144,27 +148,20 @@ def _fetch(cache: Path, repository: str, deadline: float, say: Callable[[str], N
     shutil.rmtree(work)
 
 
-class _Hurried:
-    """A registry whose blobs must come before a time on the monotonic clock."""
+class _Hurried(io.RawIOBase):
+    """A stream that must have come before a time on the monotonic clock."""
 
-    def __init__(self, client: Client, deadline: float):
-        self._client, self._deadline = client, deadline
-        self._stream = None
+    def __init__(self, stream: BinaryIO, deadline: float):
+        self._stream, self._deadline = stream, deadline
 
-    def open(self, blob: Descriptor) -> _Hurried:
-        self._stream = self._client.open(blob)
-        return self
-
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         if time.monotonic() > self._deadline:
             raise ProgramFailed("it did not come in time; raise scan.timeout_s, or name a nearer mirror")
         return self._stream.read(size)
 
-    def __enter__(self) -> _Hurried:
-        return self
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
         self._stream.close()
+        super().close()
 
 
 def _unpack(archive: Path, into: Path) -> None:
@@ -178,8 +175,10 @@ def _unpack(archive: Path, into: Path) -> None:
             left -= member.size
             if left < 0:
                 raise IntegrityError("it is larger than any database")
-            with (into / member.name.removeprefix("./")).open("wb") as copy:
-                shutil.copyfileobj(packed.extractfile(member), copy, 1 << 20)
+            content = packed.extractfile(member)
+            if content is not None:
+                with (into / member.name.removeprefix("./")).open("wb") as copy:
+                    shutil.copyfileobj(content, copy, CHUNK_BYTES)
     missing = [name for name in _FILES if not (into / name).is_file()]
     if missing:
         raise IntegrityError(f"what lies there has no {' and no '.join(missing)}")

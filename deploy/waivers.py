@@ -6,6 +6,7 @@ import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -89,11 +90,11 @@ def read_waivers(text: str, name: str) -> list[Waiver]:
     return [waiver for waiver in found if waiver]
 
 
-def _entries(section) -> list:
+def _entries(section: Any) -> list:
     return section if isinstance(section, list) else []
 
 
-def _waiver(entry, kind: str, where: str, faults: list[str]) -> Waiver | None:
+def _waiver(entry: Any, kind: str, where: str, faults: list[str]) -> Waiver | None:
     if not isinstance(entry, dict) or not entry.get("id"):
         faults.append(f"{where} has no id; name the finding that it accepts, as id: CVE-2024-12345")
         return None
@@ -116,7 +117,7 @@ def _waiver(entry, kind: str, where: str, faults: list[str]) -> Waiver | None:
         for name, value in narrowed.items()
         if not _are_texts(value)
     ]
-    if len(faults) > before:
+    if len(faults) > before or not isinstance(until, datetime.date):
         return None
     statement = str(entry["statement"]).strip()
     return Waiver(
@@ -124,7 +125,7 @@ def _waiver(entry, kind: str, where: str, faults: list[str]) -> Waiver | None:
     )
 
 
-def _are_texts(value) -> bool:
+def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 

@@ -10,11 +10,11 @@ STAGES := check data train evaluate export image scan publish staging canary pro
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: examine help setup ci-local test fix lock update gc recheck bench doctor status history plan approve rollback down clean $(STAGES)
+.PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status history plan approve rollback down clean $(STAGES)
 
 help: ## This menu
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make STAGE      One stage and what it needs: $(STAGES)"
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make STAGE       One stage and what it needs: $(STAGES)"
 
 ci-local: $(LOCKED) ## The whole pipeline on this machine, from the commit to (local) production
 	@$(PYTHON) -m pipeline run --all
@@ -64,6 +64,9 @@ recheck: $(LOCKED) ## Execute two stages that hold once more, and compare byte b
 
 bench: $(LOCKED) ## Measure speed, with peers beside, as ratios
 	@$(PYTHON) -m bench
+
+train-image: ## The training image of this commit, bit by bit the same each time: BASE=NAME@sha256:… [PUSH=HOST/NAME]
+	@scripts/build-image "$(BASE)" "$(PUSH)"
 
 # UPGRADE is what `make update` adds: options of uv, by which versions move.
 UPGRADE ?=

@@ -13,6 +13,7 @@ BENCHMARKS: Mapping[str, str] = {
     "noop": "a run with nothing to do, beside make's start, doit and dvc",
     "overhead": "what the pipeline adds around a stage, and to a whole walk",
     "image": "building an image, beside reading, hashing and writing its bytes once, buildah and docker",
+    "rebuild": "the training image after a change of code or docs, beside a build without any cache",
     "store": "status, history, promote, verify and gc as a store grows, beside a history in one JSON document",
     "upload": "hashing and uploading a large file to file: and s3://, beside plain sha256 and a plain copy",
 }
@@ -20,6 +21,7 @@ BENCHMARKS: Mapping[str, str] = {
 _SHORT = {
     "image": ("--size-mb=256",),
     "upload": ("--size-mb=256",),
+    "rebuild": ("--repeat=3",),
     "store": ("--sizes", "10", "100", "1000"),
 }
 _EPILOG = """Each has options of its own: python -m bench.image --help.
@@ -52,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="which benchmarks (all, about three minutes)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="which benchmarks (all: about three minutes, and as long again with a Docker engine)",
     )
     return parser
 

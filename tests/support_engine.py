@@ -110,15 +110,24 @@ def builder() -> str:
     return pytest.skip(lacks)
 
 
-def build(*arguments: str, context: Path = ROOT, timeout_s: float = BUILD_TIMEOUT_S):
-    """`docker build ARGUMENTS CONTEXT` with BuildKit and the machine's certificates.
-
-    Returns the finished process, also when it failed. What the build said stands in its stderr, one line a step.
-    """
+def build_command(*arguments: str, context: Path = ROOT) -> list[str]:
+    """`docker build ARGUMENTS CONTEXT` with the machine's certificates; takes DOCKER_BUILDKIT=1 beside it."""
     secret = ["--secret", f"id=ca,src={CERTIFICATES}"] if CERTIFICATES.exists() else []
-    argv = [builder(), "build", "--progress=plain", *secret, *arguments, str(context)]
-    environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout_s)
+    return [builder(), "build", "--progress=plain", *secret, *arguments, str(context)]
+
+
+def build(*arguments: str, context: Path = ROOT, timeout_s: float = BUILD_TIMEOUT_S):
+    """Runs `build_command` with BuildKit, and returns the finished process, also when it failed.
+
+    What the build said stands in its stderr, one line a step.
+    """
+    return subprocess.run(
+        build_command(*arguments, context=context),
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
 
 
 # --- the images ---------------------------------------------------------------------------------------
@@ -137,15 +146,33 @@ def stand_in_base() -> str:
 def training_image() -> str:
     """The name of the training image of this tree, `tidegate-train:HASH of its content`, built on the stand-in."""
     base = stand_in_base()
-    with _alone("training"), tempfile.TemporaryDirectory() as folder:
-        id_file = Path(folder) / "id"
-        arguments = ["--build-arg", f"BASE={base}", "--iidfile", str(id_file)]
-        done = build("--file", str(ROOT / "docker/train.Dockerfile"), *arguments)
-        assert done.returncode == 0, f"the training image cannot be built:\n{done.stderr[-4000:]}"
-        found = id_file.read_text().strip()
+    with _alone("training"):
+        found, _ = build_training(base, ROOT)
         name = f"tidegate-train:{found.removeprefix('sha256:')[:12]}"
         subprocess.run(["docker", "tag", found, name], check=True, capture_output=True, timeout=60)
     return name
+
+
+def build_training(base: str, context: Path) -> tuple[str, str]:
+    """Builds docker/train.Dockerfile of a tree, for this user; the image's id, and what the build said."""
+    with tempfile.TemporaryDirectory() as folder:
+        id_file = Path(folder) / "id"
+        arguments = [
+            "--build-arg",
+            f"BASE={base}",
+            "--build-arg",
+            f"USER_ID={user()}",
+            "--iidfile",
+            str(id_file),
+        ]
+        done = build("--file", str(context / "docker/train.Dockerfile"), *arguments, context=context)
+        assert done.returncode == 0, f"the training image cannot be built:\n{done.stderr[-4000:]}"
+        return id_file.read_text().strip(), done.stderr
+
+
+def user() -> int:
+    """Whom the training image runs as: who runs the tests, or 1000 in root's place."""
+    return os.getuid() or 1000
 
 
 def closure(package: str) -> list[str]:
@@ -209,17 +236,24 @@ def _make_base(name: str) -> None:
         f'chroot "$1" {_INSTALL}',
         'rm -rf "$1/wheels"',
     ]
-    with tempfile.TemporaryDirectory(dir=cache()) as folder:
-        tar = f"{folder}/base.tar"
-        argv = ["mmdebstrap", "--variant=apt", f"--include={_PACKAGES}", *leave_out]
-        argv += [f"--customize-hook={hook}" for hook in hooks]
-        made = subprocess.run(
-            [*argv, _SUITE, tar, *_archives()], capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
+    argv = ["mmdebstrap", "--variant=apt", f"--include={_PACKAGES}", *leave_out]
+    argv += [f"--customize-hook={hook}" for hook in hooks]
+    log = cache() / "base.log"
+    with log.open("w") as said:
+        made = subprocess.Popen([*argv, _SUITE, "-", *_archives()], stdout=subprocess.PIPE, stderr=said)
+        taken = subprocess.run(
+            ["docker", "import", "-", f"{name}-part"],
+            stdin=made.stdout,
+            stderr=said,
+            timeout=BUILD_TIMEOUT_S,
+            stdout=subprocess.DEVNULL,
         )
-        assert made.returncode == 0, f"mmdebstrap failed:\n{made.stderr[-4000:]}"
-        subprocess.run(
-            ["docker", "import", tar, name], check=True, capture_output=True, timeout=BUILD_TIMEOUT_S
-        )
+        made.stdout.close()
+        failed = made.wait(BUILD_TIMEOUT_S) or taken.returncode
+    if not failed:
+        subprocess.run(["docker", "tag", f"{name}-part", name], check=True, capture_output=True, timeout=60)
+    subprocess.run(["docker", "rmi", f"{name}-part"], capture_output=True, timeout=60)
+    assert not failed, f"the base image was not made:\n{log.read_text()[-4000:]}"
 
 
 def _archives() -> list[str]:

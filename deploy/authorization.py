@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from deploy.credentials import Login, login_for
 from deploy.oci import parse_json
-from deploy.transport import Answer, Request, Transport, Unreachable, is_safe, retry_after_s, whole
+from deploy.transport import Answer, Refused, Request, Transport, Unreachable, is_safe, retry_after_s, whole
 from pipeline.errors import ProgramFailed
 
 _LIFE_S = 60.0  # of a token whose answer does not say: the specification's default
@@ -54,7 +54,7 @@ class Authorization:
     def renew(self, refused: Answer, sent: str) -> str:
         """What to send instead of `sent`, which was answered with this 401.
 
-        Raises ProgramFailed if there is no login, or if it was refused.
+        Raises Refused if there is no login, or if it was refused.
         """
         challenge = refused.headers.get("WWW-Authenticate", "")
         scheme, _, rest = challenge.partition(" ")
@@ -78,7 +78,7 @@ class Authorization:
     def _basic(self, sent: str) -> str:
         login = self._ask_login(self._host)
         if login is None or not login.user or sent:
-            raise ProgramFailed(self._no_entry(login))
+            raise Refused(self._no_entry(login), 401)
         return login.basic()
 
     def _token(self, challenge: Mapping[str, str]) -> str:
@@ -97,7 +97,7 @@ class Authorization:
         if answer.status >= 500 or answer.status == 429:
             raise Unreachable(f"the token service said {answer.status}", retry_after_s(answer))
         if answer.status != 200:
-            raise ProgramFailed(self._no_entry(login))
+            raise Refused(self._no_entry(login), 401)
         given = parse_json(whole(answer), f"the token from {realm}")
         token = given.get("token") or given.get("access_token")
         if not isinstance(token, str) or not token:

@@ -42,14 +42,14 @@ class Upload:
         open_blob: Callable[[], BinaryIO],
         *,
         passed: Callable[[int], None] | None = None,
-        part_bytes: int = PART_BYTES,
+        part_bytes: int = 0,
     ):
         self._client = client
         self._blob = blob
         self._open = open_blob
         self._passed = passed
-        self._part = part_bytes
-        self._parts = blob.size > part_bytes
+        self._part = part_bytes or PART_BYTES
+        self._parts = blob.size > self._part
         self._place = ""  # where the registry takes what comes next; empty: no upload is open
         self._at = 0  # bytes that the registry has
         self._unsure = False  # whether only the registry knows how many it has
@@ -184,6 +184,9 @@ class Upload:
         try:
             self._client.check_digest(self._client.once(request, (201, 204)), self._blob.digest)
         except Refused as refusal:
+            if refusal.status == 404:
+                self._place = ""
+                raise Unreachable("it forgot an upload that was under way") from refusal
             if "DIGEST_INVALID" not in str(refusal):
                 raise
             raise IntegrityError(

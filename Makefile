@@ -10,11 +10,11 @@ STAGES := check data train evaluate export image scan publish staging canary pro
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: help setup ci-local test fix lock bench doctor status history plan approve rollback down clean $(STAGES)
+.PHONY: help setup ci-local test fix lock lock-images bench doctor status history plan approve rollback down clean $(STAGES)
 
 help: ## This menu
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make STAGE      One stage and what it needs: $(STAGES)"
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make STAGE       One stage and what it needs: $(STAGES)"
 
 ci-local: $(LOCKED) ## The whole pipeline on this machine, from the commit to (local) production
 	@$(PYTHON) -m pipeline run --all
@@ -47,9 +47,13 @@ fix: $(LOCKED) ## Format the code, and mend what the linter can
 bench: $(LOCKED) ## Measure speed, with peers beside, as ratios
 	@$(PYTHON) -m bench
 
-lock: ## Write requirements.txt anew from requirements.in (needs uv)
+lock: ## Write requirements.txt anew from requirements.in (needs uv), and docker/images.lock
 	@uv pip compile requirements.in --override requirements-override.txt --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
+	@$(MAKE) lock-images
+
+lock-images: $(LOCKED) ## Write docker/images.lock anew: the digest of each image's tag (asks the registries)
+	@$(PYTHON) -m deploy.pins
 
 setup: $(LOCKED) ## Make the locked environment (.venv), nothing else
 

@@ -38,6 +38,13 @@ class Fault:
     changed: Mapping[str, str | None] | None = None
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Nothing: a client that was killed is no error of the proxy."""
+
+
 class FaultyProxy:
     """Stands on a port of its own before the registry on `port`. Counts what it was asked and the bytes that came."""
 
@@ -46,8 +53,7 @@ class FaultyProxy:
         self.asked: list[Asked] = []
         self.received = Counter()
         self._lock = threading.Lock()
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self, port))
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 

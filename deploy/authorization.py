@@ -91,9 +91,8 @@ class Authorization:
             raise ProgramFailed(
                 f"{self._host} sends to {realm!r}, which is not https; nothing was sent there"
             )
-        answer = self._transport(
-            _with_identity(challenge, login) if _identity(login) else _plain(challenge, login)
-        )
+        asks = _with_identity if login and login.identity_token else _plain
+        answer = self._transport(asks(challenge, login))
         if answer.status >= 500 or answer.status == 429:
             raise Unreachable(f"the token service said {answer.status}", retry_after_s(answer))
         if answer.status != 200:
@@ -116,10 +115,6 @@ class Authorization:
         return f"{self._host} did not let {who} into {self._name}: docker login {self._host}, then run this again"
 
 
-def _identity(login: Login | None) -> bool:
-    return bool(login and login.identity_token)
-
-
 def _plain(challenge: Mapping[str, str], login: Login | None) -> Request:
     """A token for a user and password, or for nobody in particular."""
     realm = challenge["realm"]
@@ -128,12 +123,12 @@ def _plain(challenge: Mapping[str, str], login: Login | None) -> Request:
     return Request("GET", f"{realm}{'&' if '?' in realm else '?'}{query}", headers)
 
 
-def _with_identity(challenge: Mapping[str, str], login: Login) -> Request:
+def _with_identity(challenge: Mapping[str, str], login: Login | None) -> Request:
     """A token for an identity token, which is never sent in a URL."""
     form = [
         ("grant_type", "refresh_token"),
         ("client_id", _CLIENT),
-        ("refresh_token", login.identity_token),
+        ("refresh_token", login.identity_token if login else ""),
         *((name, " ".join(v for n, v in _wanted(challenge) if n == name)) for name in ("service", "scope")),
     ]
     body = urllib.parse.urlencode(form).encode()

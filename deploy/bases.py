@@ -58,18 +58,26 @@ class CachedRegistry:
     def read(self, blob: Descriptor) -> bytes:
         """A small blob, verified."""
         self.copy([blob])
-        return self._kept.read(blob)
+        try:
+            return self._kept.read(blob)
+        except IntegrityError:  # what is kept has rotted; the registry has it still
+            self._again(blob)
+            return self._kept.read(blob)
 
     def copy(self, blobs: Iterable[Descriptor], into: Layout | None = None) -> None:
         """Fetches what is not kept yet, some side by side; then copies all into a layout, verified on the way."""
         blobs = list({blob.digest: blob for blob in blobs}.values())
-        with disk_trouble(str(self._kept.root)):
-            with locked(self._kept.root / ".lock", self._say):
-                self._kept.create().sweep()
-                with ThreadPoolExecutor(CONNECTIONS) as pool:
-                    list(pool.map(self._fetch, blobs))
-            for blob in blobs if into else ():
-                self._copy_one(blob, into)
+        place = self._kept.root
+        with (
+            disk_trouble(str(place)),
+            locked(place / ".lock", self._say),
+            ThreadPoolExecutor(CONNECTIONS) as pool,
+        ):
+            self._kept.create().sweep()
+            list(pool.map(self._fetch, blobs))
+            if into:
+                for blob in blobs:
+                    self._copy_one(blob, into)
 
     def _fetch(self, blob: Descriptor) -> None:
         if self._kept.lacks(blob):
@@ -79,7 +87,10 @@ class CachedRegistry:
     def _copy_one(self, blob: Descriptor, into: Layout) -> None:
         try:
             into.take(blob, self._kept)
-        except IntegrityError:  # what is kept has rotted; the registry has it still
-            self._kept.path(blob.digest).unlink(missing_ok=True)
-            self._fetch(blob)
+        except IntegrityError:  # as in read
+            self._again(blob)
             into.take(blob, self._kept)
+
+    def _again(self, blob: Descriptor) -> None:
+        self._kept.path(blob.digest).unlink(missing_ok=True)
+        self._fetch(blob)

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from deploy.oci import CHUNK_BYTES
 from pipeline.errors import ProgramFailed
+
+if TYPE_CHECKING:
+    import urllib3
 
 CONNECTIONS = 4  # to one host; more only divide the same line
 _CONNECT_TIMEOUT_S = 10.0
@@ -75,7 +78,7 @@ class Network:
     """
 
     def __init__(self) -> None:
-        self._pools: dict[str, object] = {}
+        self._pools: dict[str, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def __call__(self, request: Request) -> Answer:
@@ -104,23 +107,27 @@ class Network:
                 redirect=False,
                 retries=False,
             )
-            whole = request.method != "GET"  # what is small is read at once, which frees the connection
-            body = io.BytesIO(response.read()) if whole else response
+            if request.method != "GET":  # what is small is read at once, which frees the connection
+                return Answer(response.status, response.headers, io.BytesIO(response.read()))
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(_reason(error)) from error
-        return Answer(response.status, response.headers, body)
+        return Answer(response.status, response.headers, cast("BinaryIO", response))
 
-    def _pool(self, url: str):
-        import urllib3
-
+    def _pool(self, url: str) -> urllib3.PoolManager:
         proxy = _proxy(url)
         with self._lock:
             if proxy not in self._pools:
-                timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_SOCKET_TIMEOUT_S)
-                options = {"maxsize": CONNECTIONS, "timeout": timeout, "blocksize": CHUNK_BYTES}
-                make = urllib3.ProxyManager if proxy else urllib3.PoolManager
-                self._pools[proxy] = make(*([proxy] if proxy else []), **options)
+                self._pools[proxy] = _manager(proxy)
             return self._pools[proxy]
+
+
+def _manager(proxy: str) -> urllib3.PoolManager:
+    import urllib3
+
+    timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_SOCKET_TIMEOUT_S)
+    if proxy:
+        return urllib3.ProxyManager(proxy, maxsize=CONNECTIONS, timeout=timeout, blocksize=CHUNK_BYTES)
+    return urllib3.PoolManager(maxsize=CONNECTIONS, timeout=timeout, blocksize=CHUNK_BYTES)
 
 
 def _headers(request: Request) -> dict[str, str]:

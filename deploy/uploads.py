@@ -127,11 +127,11 @@ class Upload:
             return
         self._note(answer)
         self._at = _offset(answer, end)
-        self._highest = max(self._highest, self._at)
         if not start < self._at <= end:
             raise Unreachable(
                 f"it says that it has {self._at} bytes after those from {start} to {end} were sent"
             )
+        self._highest = max(self._highest, self._at)
 
     def _refused_part(self, answer: Answer) -> None:
         """A first part that is refused means: no parts here. A later one that is not found: the upload is gone."""

@@ -11,13 +11,16 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import image as image_bench
@@ -84,66 +87,89 @@ def empty_registry(room: Path) -> Iterator[str]:
         shutil.rmtree(room / "registry")
 
 
-def ours(address: str, model: str, layout: Path) -> tuple[float, float, float]:
-    """Seconds, peak memory in MiB, and what the work added to it; `model` empty: the layout is finished already."""
+@dataclass(frozen=True)
+class Run:
+    """One run: seconds, CPU seconds of the program alone, its peak memory in MiB, and what the work added to that."""
+
+    seconds: float
+    cpu_s: float = 0.0
+    peak_mib: float = 0.0
+    added_mib: float = 0.0
+
+
+def ours(address: str, model: str, layout: Path) -> Run:
+    """Our own build and push; with `model` empty, the push of a layout that is finished already."""
     argv = [sys.executable, "-c", _OURS, address, model, str(layout)]
+    before = cpu_s()
     done = run.run(argv, timeout_s=_TIMEOUT_S, echo=False, cwd=Path(__file__).parent.parent)
+    spent = cpu_s() - before
     if model:
         shutil.rmtree(layout)
     seconds, peak, added = json.loads(done.stdout)
-    return seconds, peak, added
+    return Run(seconds, spent, peak, added)
 
 
-def skopeo(address: str, layout: Path) -> float:
-    """Seconds that skopeo takes for the same bytes."""
-    begun = time.perf_counter()
+def cpu_s() -> float:
+    """CPU seconds of all programs that this process started and that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def skopeo(address: str, layout: Path) -> Run:
+    """skopeo with the same bytes."""
+    before, begun = cpu_s(), time.perf_counter()
     to = ["--dest-tls-verify=false", "--preserve-digests", f"oci:{layout}", f"docker://{address}:bench"]
     run.run(["skopeo", "copy", "-q", *to], timeout_s=_TIMEOUT_S, echo=False)
-    return time.perf_counter() - begun
+    return Run(time.perf_counter() - begun, cpu_s() - before)
 
 
-def docker(address: str, context: Path) -> float:
-    """Seconds of docker build, without its cache, and docker push."""
+def docker(address: str, context: Path) -> Run:
+    """docker build, without its cache, and docker push. The engine does the work, so its CPU seconds are not known."""
     tag = f"{address.replace('/bench/', f'/{_NAME}/')}:bench"
     (context / "Dockerfile").write_text("FROM scratch\nCOPY model /models/bench/1\n")
+    build_it = ["docker", "build", "-q", "--no-cache", "-t", tag, str(context)]
     begun = time.perf_counter()
     try:
-        run.run(
-            ["docker", "build", "-q", "--no-cache", "-t", tag, str(context)], timeout_s=_TIMEOUT_S, echo=False
-        )
+        run.run(build_it, timeout_s=_TIMEOUT_S, echo=False)
         run.run(["docker", "push", "-q", tag], timeout_s=_TIMEOUT_S, echo=False)
-        return time.perf_counter() - begun
+        return Run(time.perf_counter() - begun)
     finally:
         subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, timeout=_TIMEOUT_S)
 
 
-def measure(context: Path, repeat: int, room: Path) -> tuple[list[Timing], dict[str, tuple[float, float]]]:
-    """All in turn, so that a noisy minute meets all; the timings, and the highest peaks of ours in MiB."""
+def measure(context: Path, repeat: int, room: Path) -> dict[str, list[Run]]:
+    """All in turn, so that a noisy minute meets all; docker once, because it takes the longest."""
     layout, model = room / "finished", context / "model"
     build(model, layout, Recipe("bench"))
-    taken: dict[str, list[float]] = {name: [] for name in (BUILD_AND_PUSH, PUSH, SKOPEO, DOCKER)}
-    missing = {SKOPEO: image_bench.cannot("skopeo"), DOCKER: image_bench.cannot("docker")}
-    peaks: dict[str, tuple[float, float]] = {}
+    work: dict[str, Callable[[str], Run]] = {
+        BUILD_AND_PUSH: lambda address: ours(address, str(model), room / "ours"),
+        PUSH: lambda address: ours(address, "", layout),
+        SKOPEO: lambda address: skopeo(address, layout),
+        DOCKER: lambda address: docker(address, context),
+    }
+    found: dict[str, list[Run]] = {name: [] for name in work}
     for number in range(repeat):
         report.story(f"round {number + 1} of {repeat}")
-        for name, of, place in ((BUILD_AND_PUSH, str(model), room / "ours"), (PUSH, "", layout)):
-            with empty_registry(room) as address:
-                seconds, *peak = ours(address, of, place)
-            taken[name].append(seconds)
-            peaks[name] = max(peaks.get(name, (0.0, 0.0)), tuple(peak))
-        if not missing[SKOPEO]:
-            with empty_registry(room) as address:
-                taken[SKOPEO].append(skopeo(address, layout))
-        if not missing[DOCKER] and not number:  # once: it takes the longest, and the least care
-            with empty_registry(room) as address:
-                taken[DOCKER].append(docker(address, context))
-    return [Timing(name, tuple(taken[name]), missing.get(name, "")) for name in taken], peaks
+        for name, one in work.items():
+            if not missing(name) and not (name == DOCKER and number):
+                with empty_registry(room) as address:
+                    found[name].append(one(address))
+    return found
 
 
-def memory(peaks: Mapping[str, tuple[float, float]]) -> str:
-    """A table of the highest peaks."""
-    rows = [["peak memory of the process, MiB", "in all", "added by the work"]]
-    rows += [[name, f"{peak:.0f}", f"{added:.0f}"] for name, (peak, added) in peaks.items()]
+def missing(name: str) -> str:
+    """Why one cannot be measured here; empty if it can."""
+    return image_bench.cannot(name.split()[0]) if name in (SKOPEO, DOCKER) else ""
+
+
+def programs(found: Mapping[str, Sequence[Run]]) -> str:
+    """A table of what the programs themselves took: the median of CPU seconds, and the highest peak of memory."""
+    rows = [["the program alone, without the registry", "CPU s", "peak MiB", "added by the work"]]
+    for name, runs in found.items():
+        if runs and name != DOCKER:
+            highest = max(runs, key=lambda one: one.peak_mib)
+            memory = (f"{highest.peak_mib:.0f}", f"{highest.added_mib:.0f}") if highest.peak_mib else ("", "")
+            rows.append([name, f"{statistics.median(one.cpu_s for one in runs):.2f}", *memory])
     return report.table(rows)
 
 
@@ -167,10 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-publish-") as room:
         context = Path(room) / "context"
         make_model(context / "model", options.size_mb, options.files)
-        found, peaks = measure(context, options.repeat, Path(room))
+        found = measure(context, options.repeat, Path(room))
     weights = f"{options.size_mb} MiB in {options.files} files"
     title = f"Weights of {weights} into a registry ({options.repeat} runs; docker one)"
-    report.show(title, report.timings(found, (BUILD_AND_PUSH, SKOPEO)), memory(peaks), machine)
+    timings = [
+        Timing(name, tuple(one.seconds for one in runs), missing(name)) for name, runs in found.items()
+    ]
+    report.show(title, report.timings(timings, (BUILD_AND_PUSH, SKOPEO)), programs(found), machine)
     return 0
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deploy.disk import disk_trouble, locked
 from deploy.oci import BASE_NAME, REF_NAME, Descriptor, Image, Layout, load, verified
@@ -207,7 +207,7 @@ def settle() -> None:
 class RemoteRegistry:
     """A repository of a registry that is spoken to over HTTP."""
 
-    def __init__(self, client, *, settle: Callable[[], None] = settle):
+    def __init__(self, client: Any, *, settle: Callable[[], None] = settle) -> None:
         self._client = client
         self._settle = settle
 

@@ -11,7 +11,7 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from deploy.authorization import Authorization
 from deploy.credentials import Login, login_for
@@ -219,7 +219,7 @@ class Client:
 
         return self._retrying(work)
 
-    def _retrying(self, work: Callable):
+    def _retrying(self, work: Callable) -> Any:
         for attempt in range(ATTEMPTS):
             try:
                 return work()
@@ -259,7 +259,7 @@ class _Download(io.RawIOBase):
         self._client = client
         self._blob = blob
         self._at = 0
-        self._body: BinaryIO | None = None
+        self._body: Any = None
         self._broken = 0
 
     def readable(self) -> bool:
@@ -269,7 +269,7 @@ class _Download(io.RawIOBase):
         self._drop()
         super().close()
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while True:
             try:
                 count = self._read(buffer)
@@ -281,7 +281,7 @@ class _Download(io.RawIOBase):
                 self._broken = 0 if count else self._broken
                 return count
 
-    def _read(self, buffer) -> int:
+    def _read(self, buffer: memoryview) -> int:
         left = self._blob.size - self._at
         if left <= 0:
             return 0

@@ -53,7 +53,7 @@ def run(
     *,
     timeout_s: float,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     stdin: str | None = None,
     check: bool = True,
     echo: bool = True,
@@ -87,13 +87,18 @@ def run(
 
 
 def attend(
-    argv: Sequence[str], *, timeout_s: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str | None] | None = None,
+    grace_s: float | None = None,
 ) -> int:
     """Runs a program whose output belongs on this terminal; returns its exit status.
 
     The program gets a process group of its own, so that Ctrl-C reaches it once, from
-    here, and nothing that it started is left behind. stdout is sent to stderr: it is
-    the story, not the result.
+    here, and nothing that it started is left behind: it has `grace_s` seconds (5) to
+    end after SIGTERM. stdout is sent to stderr: it is the story, not the result.
     """
     child = _spawn([find(argv[0]), *argv[1:]], cwd, env, stdin=subprocess.DEVNULL, pipes=False)
     try:
@@ -103,7 +108,7 @@ def attend(
             f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped."
         ) from None
     finally:
-        stop(child)
+        stop(child, grace_s)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Process:
                 time.sleep(0.02)
 
 
-def start(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
+def start(argv: Sequence[str], *, log: Path, env: Mapping[str, str | None] | None = None) -> Process:
     """Starts a server that outlives this command; its output is appended to `log`.
 
     A launcher (`pipeline/detach.py`) hands the server to init before it begins, because
@@ -162,9 +167,10 @@ def show(argv: Sequence[str]) -> None:
     print(f"  $ {shlex.join([Path(argv[0]).name, *map(str, argv[1:])])}", file=sys.stderr, flush=True)
 
 
-def stop(child: subprocess.Popen) -> None:
+def stop(child: subprocess.Popen, grace_s: float | None = None) -> None:
     """Ends a child and all that it started: SIGTERM first, SIGKILL after a grace."""
-    for sign, patience_s in ((signal.SIGTERM, _QUIT_GRACE_S), (signal.SIGKILL, _QUIT_GRACE_S)):
+    grace_s = _QUIT_GRACE_S if grace_s is None else grace_s
+    for sign, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _QUIT_GRACE_S)):
         try:
             os.killpg(child.pid, sign)
         except ProcessLookupError:
@@ -179,7 +185,9 @@ def stop(child: subprocess.Popen) -> None:
             pipe.close()
 
 
-def _spawn(argv, cwd, env, *, stdin, pipes: bool) -> subprocess.Popen:
+def _spawn(
+    argv: Sequence[str], cwd: Path | None, env: Mapping[str, str | None] | None, *, stdin: int, pipes: bool
+) -> subprocess.Popen:
     try:
         return subprocess.Popen(
             argv,

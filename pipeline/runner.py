@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pipeline import attachments, ci, config, digest, key, record, trees
+from pipeline import attachments, ci, config, digest, key, pins, record, trees
+from pipeline.checkpoints import Shelf
 from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
@@ -58,6 +60,13 @@ class Plan:
     hit: Record | None
     why: tuple[str, ...]
 
+    @property
+    def held(self) -> Record:
+        """The record of a hit. Asking for it without one is a bug."""
+        if self.hit is None:
+            raise RuntimeError(f"{self.stage.name} holds no record for {self.key[:12]}")
+        return self.hit
+
 
 @dataclass
 class Runner:
@@ -77,9 +86,11 @@ class Runner:
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
-    def open(cls, paths: Paths, **options) -> Runner:
+    def open(cls, paths: Paths, **options: Any) -> Runner:
         """A runner for the settings file as it is now."""
         settings = config.load(paths.settings)
+        if ci.is_protected():
+            pins.refuse_moving(settings)
         if ci.is_merge_request():
             settings = config.smoke(settings)
         store = open_store(settings.store, paths.root)
@@ -121,8 +132,8 @@ class Runner:
         """
         channel = self.heads.channel(name)
         if channel.live and self.must_sign:
-            seen = f"entry:{name}:{channel.head}:{self.trust.digest}"
-            self.digests.remember(seen, lambda: self.policy.accept(name, channel.live))
+            seen, live = f"entry:{name}:{channel.head}:{self.trust.digest}", channel.live
+            self.digests.remember(seen, lambda: self.policy.accept(name, live))
         return channel
 
     @cached_property
@@ -131,7 +142,10 @@ class Runner:
 
     @cached_property
     def executor(self) -> Executor:
-        return Executor(self.settings, self.paths, self.store, self.digests, self.signer, self.facts)
+        shelf = None
+        if self.must_sign:  # whose checkpoints would count nowhere keeps none, and takes none
+            shelf = Shelf(self.store.bucket, self.signer, self.trust, self.policy.signers, now)
+        return Executor(self.settings, self.paths, self.store, self.digests, self.signer, self.facts, shelf)
 
     def walk(self, names: Iterable[str]) -> None:
         """Runs the named stages in the table's order; stops at the first that does not pass."""
@@ -190,7 +204,7 @@ class Runner:
                 print(f"  runs because {'; '.join(plan.why[:3])}", file=sys.stderr, flush=True)
                 made = self._run(plan)
         else:
-            made = plan.hit
+            made = plan.held
             self.restore(made)
         self.done[stage.name] = made
         self.rows.append(row_of(made, cached=not plan.why))

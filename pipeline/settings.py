@@ -1,7 +1,9 @@
 """Every option of pipeline.yaml, frozen, with its bounds. The comments for people stand in pipeline.yaml."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 SEVERITIES = ("UNKNOWN", "LOW", "MEDIUM", "HIGH", "CRITICAL")
 METRICS: Mapping[str, str] = {
@@ -21,10 +23,11 @@ STAGE_NAMES = (
 _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
 
 
-def option(**limits) -> field:
+def option(**limits: Any) -> Any:
     """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (of the whole) and what it `says`.
 
     For a bound: `only` this one of the two. For a mapping: the `names` that it may have, each `called` so.
+    `keyed=False` is for what changes no result, and so is in no stage's key.
     """
     return field(metadata=limits)
 
@@ -38,7 +41,14 @@ class Bound:
 
     def holds(self, number: float) -> bool:
         """Whether `number` is within the bound. NaN is within no bound."""
-        return number >= self.at_least if self.at_least is not None else number <= self.at_most
+        if self.at_least is not None:
+            return number >= self.at_least
+        return self.at_most is not None and number <= self.at_most
+
+    @property
+    def limit(self) -> float:
+        """The one of the two that is set; NaN if neither is, which nothing keeps."""
+        return next((limit for limit in (self.at_least, self.at_most) if limit is not None), math.nan)
 
     def __str__(self) -> str:
         return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
@@ -67,6 +77,19 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a training may cost, in any currency."""
+
+    per_hour: float = option(low=0.0, high=1e6)
+    at_most: float = option(low=0.0, high=1e9)
+
+    @property
+    def seconds(self) -> float:
+        """How long a training may take for that; inf where it costs nothing."""
+        return self.at_most / self.per_hour * 3600 if self.per_hour else float("inf")
+
+
+@dataclass(frozen=True)
 class Train:
     """How the model is fitted."""
 
@@ -81,7 +104,9 @@ class Train:
     tolerance: float = option(low=0.0, high=1.0)
     gpus_at_least: int = option(low=1, high=64)
     gpu_memory_mib_at_least: int = option(low=0, high=10_000_000)
-    timeout_s: float = option(low=1, high=30 * 86_400)
+    checkpoint_every_s: float = option(low=1, high=86_400, keyed=False)
+    cost: Cost = option(keyed=False)
+    timeout_s: float = option(low=1, high=30 * 86_400, keyed=False)
 
 
 @dataclass(frozen=True)
@@ -89,9 +114,9 @@ class Evaluate:
     """What the model must reach on held-out rows, alone and against the champion."""
 
     confidence: float = option(low=0.5, high=0.9999)
-    gates: dict[str, Bound] = option(names=METRICS, called="a metric")
-    smoke_gates: dict[str, Bound] = option(names=METRICS, called="a metric")
-    champion: dict[str, Bound] = option(names=METRICS, called="a metric")
+    gates: Mapping[str, Bound] = option(names=METRICS, called="a metric")
+    smoke_gates: Mapping[str, Bound] = option(names=METRICS, called="a metric")
+    champion: Mapping[str, Bound] = option(names=METRICS, called="a metric")
 
 
 @dataclass(frozen=True)
@@ -189,8 +214,8 @@ class Demand:
 class Policy:
     """What lets a version into each channel."""
 
-    staging: dict[str, Demand] = option(names=STAGE_NAMES, called="a stage")
-    production: dict[str, Demand] = option(names=STAGE_NAMES, called="a stage")
+    staging: Mapping[str, Demand] = option(names=STAGE_NAMES, called="a stage")
+    production: Mapping[str, Demand] = option(names=STAGE_NAMES, called="a stage")
     author_may_approve: bool = option()
 
 
@@ -200,6 +225,7 @@ class Retention:
 
     versions: int = option(low=1, high=100_000)
     days: float = option(low=1, high=36_500)
+    checkpoint_days: float = option(low=1, high=36_500)
 
 
 @dataclass(frozen=True)
@@ -223,7 +249,7 @@ class TrustFile:
     keys: tuple[TrustedKey, ...] = option()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """pipeline.yaml, checked."""
 

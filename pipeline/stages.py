@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from pipeline import offers
 from pipeline.settings import Bound, Settings
+
+
+class Inputs(Protocol):
+    """The folders of a stage's inputs by name. One that may be absent is asked for with `get`."""
+
+    def __getitem__(self, name: str, /) -> Path:
+        """The folder of an output that the stage cannot do without."""
+
+    def get(self, name: str, /) -> Path | None:
+        """The folder, or None where there is none."""
 
 
 class Outcome(enum.StrEnum):
@@ -85,7 +97,7 @@ class Context:
 
     settings: Settings
     facts: Facts
-    inputs: Mapping[str, Path | None]
+    inputs: Inputs
     out: Path
     work: Path
     state: Path
@@ -94,6 +106,14 @@ class Context:
     def say(self, text: str) -> None:
         """Tells the person who watches how the work goes (stderr)."""
         print(f"  {text}", file=sys.stderr, flush=True)
+
+    def checkpoint(self, files: Iterable[Path], step: int, epoch: int, seconds: float) -> None:
+        """Offers files below `work` as the newest checkpoint, after so many steps and epochs, and seconds in all.
+
+        With `Stage.resumes` the runner puts it into the store in the background; where this stage was not finished,
+        `work` begins as the newest one. Raises OSError where the disk will not have it; `work` is still whole then.
+        """
+        offers.offer(self.work, files, offers.Progress(step, epoch, seconds))
 
 
 CHAMPION = "?champion/savedmodel"
@@ -116,7 +136,8 @@ class Stage:
     folders of such an output that says how far apart their numbers are (inf: it cannot be said).
     `alive` is the dotted name of a function that says why a passed stage no longer holds (None: it does),
     for stages whose result is a running server. `attaches` names the stages whose records are attached to the image
-    in the registry once this one passed. `channel` is what it feeds once it passed; `deploys` says
+    in the registry once this one passed. `resumes` says that it offers checkpoints, which outlast this machine, and
+    that it may take a while to write one when it is stopped. `channel` is what it feeds once it passed; `deploys` says
     that it starts or switches versions. The rest is for CI: who may run it, and where.
     """
 
@@ -140,6 +161,7 @@ class Stage:
     channel: str = ""
     deploys: bool = False
     attaches: tuple[str, ...] = ()
+    resumes: bool = False
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -159,7 +181,7 @@ _TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 STAGES: tuple[Stage, ...] = (
     Stage(
         "check",
-        "lint, unit tests, coverage",
+        "lint, types, pins, unit tests, coverage",
         "pipeline.check.check",
         outputs=("report",),
         files=(
@@ -171,10 +193,16 @@ STAGES: tuple[Stage, ...] = (
             "tests",
             "scripts",
             "docker",
-            "pyproject.toml",
-            "Makefile",
-            ".gitlab-ci.yml",
+            ".ci",
             ".github",
+            ".gitlab-ci.yml",
+            ".hadolint.yaml",
+            ".yamllint.yaml",
+            "Makefile",
+            "pyproject.toml",
+            "requirements-override.txt",
+            "requirements.in",
+            "requirements.txt",
         ),
         settings=("check",),
         predicate=_TEST_RESULT,
@@ -200,6 +228,7 @@ STAGES: tuple[Stage, ...] = (
         hardware=True,
         protected=True,
         runner="gpu",
+        resumes=True,
     ),
     Stage(
         "evaluate",

@@ -30,6 +30,8 @@ _FILES = (
     "pyproject.toml",
     "Makefile",
     ".gitlab-ci.yml",
+    ".hadolint.yaml",
+    ".yamllint.yaml",
     ".trivyignore.yaml",
     ".gitignore",
 )
@@ -67,12 +69,12 @@ class Walk:
         )
         return output
 
-    def kill_when(self, sign: signal.Signals, ready, *arguments: str) -> tuple[int, str]:
+    def kill_when(self, sign: signal.Signals, ready, *arguments: str, **environ: str) -> tuple[int, str]:
         """Starts a command, sends a signal to it once `ready()` holds; returns its exit status and output.
 
         SIGKILL goes to its whole group and to the stage's process, as when a machine loses power.
         """
-        child = self.start(*arguments)
+        child = self.start(*arguments, **environ)
         deadline = time.monotonic() + 300
         while not ready() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -164,6 +166,11 @@ def make_walk(folder: Path, first_port: int) -> Walk:
     for old, name in (("8501", "production_rest"), ("8500", "production_grpc")):
         text = text.replace(f"_port: {old}", f"_port: {ports[name]}")
     (folder / "pipeline.yaml").write_text(text)
+    # Of all clones, so that each does not read the types of every package anew.
+    (folder / ".tidegate").mkdir()
+    shared = folder.parent / "types"
+    shared.mkdir(exist_ok=True)
+    (folder / ".tidegate" / "cache").symlink_to(shared)
     walk = Walk(folder, ports)
     walk.edit("pipeline.yaml", "coverage: {at_least: 60}", "coverage: {at_least: 0}")
     _git(folder, "init", "-q", "-b", "main")

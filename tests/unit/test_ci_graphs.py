@@ -136,7 +136,14 @@ GITLAB_CHANGES: dict[str, Change] = {
     "no coverage report": drop("check/artifacts/reports/coverage_report"),
     "the last job waits for less": drop("complete/needs/3"),
     "a rollback that is tried again": drop("rollback/retry"),
+    "a training that is tried again after a refusal": put("train/retry/when", ["always"]),
+    "a deployment that is tried again though it may go on": put(
+        "canary/retry", {"max": 1, "when": ["stuck_or_timeout_failure"]}
+    ),
     "a rollback that waits": add("rollback/needs", {"job": "promote", "artifacts": False}),
+    "upkeep beside the walk": put("gc/rules/0/if", '$CI_COMMIT_REF_PROTECTED == "true"'),
+    "the walk beside upkeep": put("scan/rules", [{"if": '$CI_COMMIT_REF_PROTECTED == "true"'}]),
+    "another verb for a schedule": put("update/script", ["make lock"]),
     "a deployment that a commit stops": put(".protected/interruptible", True),
 }
 GITHUB_CHANGES: dict[str, Change] = {
@@ -167,6 +174,10 @@ GITHUB_CHANGES: dict[str, Change] = {
     "a deployment that another stops": put("pipeline/jobs/canary/concurrency/cancel-in-progress", True),
     "a deployment that another drops": put("rollback/jobs/rollback/concurrency/queue", "single"),
     "servers that end with the job": put("pipeline/jobs/promote/env/RUNNER_TRACKING_ID", "1"),
+    "upkeep that may write more": put("upkeep/jobs/gc/permissions/contents", "write"),
+    "an update with a secret": put("upkeep/jobs/update/env", {"KEY": KEY}),
+    "an update with an environment's secrets": put("upkeep/jobs/update/environment", {"name": "pipeline"}),
+    "an update by a pull request": put("upkeep/on/pull_request", None),
     "the last job is skipped too": put("pipeline/jobs/complete/if", ""),
     "the last job waits for less": drop("pipeline/jobs/complete/needs/5"),
     "the last job looks at nothing": drop("pull-request/jobs/complete/steps/1"),

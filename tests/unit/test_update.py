@@ -35,7 +35,7 @@ def test_an_image_that_moved_is_followed_wherever_its_digest_is_named():
 
 
 def test_an_image_that_had_no_digest_yet_changes_no_other_file():
-    assert update.moved(update.images(LOCK % '""'), update.images(LOCK % NEW)) == {}
+    assert update.moved(update.images(LOCK % ""), update.images(LOCK % NEW)) == {}
 
 
 @pytest.mark.parametrize(

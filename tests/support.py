@@ -133,7 +133,7 @@ def main(function: str, case: str) -> int:
     module, _, name = function.rpartition(".")
     try:
         given = json.loads(Path(case).read_text())
-        made = context(Path(given["tmp_path"]), given["inputs"], given["changes"], **given["facts"])
+        made = context(Path(given["tmp_path"]), given["inputs"], given["changes"], **given.get("facts", {}))
         with disk_errors(made.out):
             result = getattr(importlib.import_module(module), name)(made)
     except TidegateError as error:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.oci import of_bytes
 from pipeline.errors import GateRefused, IntegrityError, ProgramFailed, SettingsError, TidegateError
@@ -61,7 +62,7 @@ def parse(text: str, where: str = str(LOCK)) -> dict[str, Pin]:
     return {pin.name: pin for pin in pins}
 
 
-def _members(node, where: str) -> list:
+def _members(node: Any, where: str) -> list:
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
@@ -70,7 +71,7 @@ def _members(node, where: str) -> list:
     return [(str(key.value), value) for key, value in node.value]
 
 
-def _pin(name: str, node, where: str) -> Pin:
+def _pin(name: str, node: Any, where: str) -> Pin:
     fields = dict(_members(node, where))
     line = node.start_mark.line + 1
     if fields.keys() != _FIELDS.keys():

@@ -70,9 +70,13 @@ train-image: ## The training image of this commit, bit by bit the same each time
 
 # UPGRADE is what `make update` adds: options of uv, by which versions move.
 UPGRADE ?=
-lock: ## Write requirements.txt anew from requirements.in (with the locked uv)
+lock: ## Write requirements.txt anew from requirements.in (with the locked uv), and docker/images.lock
 	@PATH="$(abspath $(VENV))/bin:$$PATH" uv pip compile requirements.in $(UPGRADE) --override requirements-override.txt --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
+	@$(MAKE) lock-images
+
+lock-images: $(LOCKED) ## Write docker/images.lock anew: the digest of each image's tag (asks the registries)
+	@$(PYTHON) -m deploy.pins
 
 setup: $(LOCKED) ## Make the locked environment (.venv), nothing else
 

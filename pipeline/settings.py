@@ -132,7 +132,8 @@ class Image:
     """What the model's layers are added to."""
 
     base: str = option(
-        pattern=r"scratch|oci:\S+@sha256:[0-9a-f]{64}", says="scratch or oci:PATH@sha256:DIGEST"
+        pattern=r"scratch|(oci:\S+|[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+)@sha256:[0-9a-f]{64}",
+        says="scratch, oci:PATH@sha256:DIGEST or HOST[:PORT]/NAME@sha256:DIGEST",
     )
 
 

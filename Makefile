@@ -10,7 +10,7 @@ STAGES := check data train evaluate export image scan publish staging canary pro
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: help setup ci-local test fix lock update gc recheck bench train-image doctor status history plan approve rollback down clean $(STAGES)
+.PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status history plan approve rollback down clean $(STAGES)
 
 help: ## This menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(LOCKED) ## All tests: unit, integration, end to end
 
 $(STAGES): $(LOCKED)
 	@$(PYTHON) -m pipeline run $@
+
+examine: $(LOCKED) ## Run Trivy over the image in build/, without any key; `make scan` judges what it found
+	@$(PYTHON) -m pipeline examine
 
 # What is in no stage's key (documents, settings) is looked at each time, in half a second.
 check: rest
@@ -67,9 +70,13 @@ train-image: ## The training image of this commit, bit by bit the same each time
 
 # UPGRADE is what `make update` adds: options of uv, by which versions move.
 UPGRADE ?=
-lock: ## Write requirements.txt anew from requirements.in (with the locked uv)
+lock: ## Write requirements.txt anew from requirements.in (with the locked uv), and docker/images.lock
 	@PATH="$(abspath $(VENV))/bin:$$PATH" uv pip compile requirements.in $(UPGRADE) --override requirements-override.txt --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
+	@$(MAKE) lock-images
+
+lock-images: $(LOCKED) ## Write docker/images.lock anew: the digest of each image's tag (asks the registries)
+	@$(PYTHON) -m deploy.pins
 
 setup: $(LOCKED) ## Make the locked environment (.venv), nothing else
 

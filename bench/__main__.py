@@ -14,12 +14,14 @@ BENCHMARKS: Mapping[str, str] = {
     "overhead": "what the pipeline adds around a stage, and to a whole walk",
     "image": "building an image, beside reading, hashing and writing its bytes once, buildah and docker",
     "rebuild": "the training image after a change of code or docs, beside a build without any cache",
+    "publish": "building and pushing weights to a registry, beside docker build and push and skopeo alone",
     "store": "status, history, promote, verify and gc as a store grows, beside a history in one JSON document",
     "upload": "hashing and uploading a large file to file: and s3://, beside plain sha256 and a plain copy",
 }
 # What keeps all of them together within a few minutes.
 _SHORT = {
     "image": ("--size-mb=256",),
+    "publish": ("--size-mb=128",),
     "upload": ("--size-mb=256",),
     "rebuild": ("--repeat=3",),
     "store": ("--sizes", "10", "100", "1000"),

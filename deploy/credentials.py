@@ -1,4 +1,8 @@
-"""Logins for registries, from where `docker login` keeps them: DOCKER_CONFIG or ~/.docker/config.json."""
+"""Logins for registries, from where `docker login` keeps them: DOCKER_CONFIG or ~/.docker/config.json.
+
+As Docker has it: the helper that `credHelpers` names for the host, else the one of `credsStore`, else `auths`. A
+whole config.json may also stand in DOCKER_AUTH_CONFIG, as GitLab's runners take it; that is asked first.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,23 @@ from pipeline.run import run
 
 _HELPER_TIMEOUT_S = 30.0
 _DOCKER_HUB = "https://index.docker.io/v1/"
+# What a helper says, on stdout, of a server that it knows nothing of (docker-credential-helpers, credentials/error.go).
+_UNKNOWN = ("credentials not found", "no credentials server url")
+# The user name with which a helper hands out an identity token instead of a password.
+_TOKEN_USER = "<token>"  # noqa: S105
 
 
 @dataclass(frozen=True)
 class Login:
-    """Who pushes. The password is never printed."""
+    """Who pushes: a user with a password, an identity token to get tokens with, or a registry's own token.
+
+    None of the secrets is ever printed.
+    """
 
     user: str
-    password: str = field(repr=False)
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
 
     def basic(self) -> str:
         """The login as an Authorization header says it."""
@@ -32,61 +45,98 @@ class Login:
 def login_for(host: str, environ: Mapping[str, str] = os.environ) -> Login | None:
     """The login for a registry's host; None where there is none.
 
-    Raises ProgramFailed if the configuration cannot be read or its credential helper fails.
+    Raises ProgramFailed if a configuration cannot be read or its credential helper fails.
     """
+    named = environ.get("DOCKER_AUTH_CONFIG")
+    if named and (found := _in(_parsed(named, "DOCKER_AUTH_CONFIG", host), host, "DOCKER_AUTH_CONFIG")):
+        return found
     folder = Path(environ["DOCKER_CONFIG"]) if environ.get("DOCKER_CONFIG") else Path.home() / ".docker"
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ProgramFailed(_unreadable(str(path), error, host)) from error
+    return _in(_parsed(content, str(path), host), host, str(path))
+
+
+def _parsed(content: str | bytes, where: str, host: str) -> dict:
+    try:
+        config = json.loads(content)
+    except ValueError as error:
         raise ProgramFailed(
-            f"{path} cannot be read: {error}. Mend it, or docker login {host} writes it anew."
-        ) from error
+            _unreadable(where, error, host)
+        ) from None  # the cause would quote the configuration
+    if not isinstance(config, dict):
+        raise ProgramFailed(_unreadable(where, f"it is a {type(config).__name__}", host))
+    return config
+
+
+def _unreadable(where: str, error: object, host: str) -> str:
+    return f"{where} cannot be read: {error}. Mend it, or docker login {host} writes it anew."
+
+
+def _in(config: Mapping, host: str, where: str) -> Login | None:
+    """The login that one configuration has for a host."""
     names = _names(host)
+    helpers = config.get("credHelpers") or {}
+    helper = next((helpers[name] for name in names if name in helpers), None) or config.get("credsStore")
+    if helper:
+        found = _from_helper(helper, _DOCKER_HUB if host == "docker.io" else host)
+        if found:
+            return found
     for name, entry in (config.get("auths") or {}).items():
-        if _host(name) in names and entry.get("auth"):
-            return _decoded(entry["auth"], path, name)
-    helper = next((config["credHelpers"][n] for n in names if n in (config.get("credHelpers") or {})), None)
-    helper = helper or config.get("credsStore")
-    return _from_helper(helper, _DOCKER_HUB if host == "docker.io" else host) if helper else None
+        if _host(name) in names and (found := _from_entry(entry or {}, where, name)):
+            return found
+    return None
 
 
 def _names(host: str) -> tuple[str, ...]:
-    return (host, "index.docker.io", "registry-1.docker.io") if host == "docker.io" else (host,)
+    if host == "docker.io":
+        return (host, "index.docker.io", "registry-1.docker.io", _DOCKER_HUB)
+    return (host, f"https://{host}")
 
 
 def _host(name: str) -> str:
     return name.removeprefix("https://").removeprefix("http://").partition("/")[0]
 
 
-def _decoded(auth: str, path: Path, name: str) -> Login:
+def _from_entry(entry: Mapping, where: str, name: str) -> Login | None:
+    """What `auths` holds for a server; None for the empty entry that docker leaves where a helper has the login."""
+    user, password = entry.get("username", ""), entry.get("password", "")
+    if entry.get("auth"):
+        user, password = _decoded(entry["auth"], where, name)
+    identity, token = entry.get("identitytoken", ""), entry.get("registrytoken", "")
+    return Login(user, password, identity, token) if user or identity or token else None
+
+
+def _decoded(auth: str, where: str, name: str) -> tuple[str, str]:
     try:
         user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
         colon = ""
     if not colon:
         raise ProgramFailed(
-            f"{path}: the entry of {name} is not a login; docker login {_host(name)} writes it anew"
+            f"{where}: the entry of {name} is not a login; docker login {_host(name)} writes it anew"
         )
-    return Login(user, password)
+    return user, password.strip("\0")
 
 
 def _from_helper(helper: str, server: str) -> Login | None:
-    done = run(
-        [f"docker-credential-{helper}", "get"],
-        timeout_s=_HELPER_TIMEOUT_S,
-        stdin=server,
-        check=False,
-        echo=False,
-    )
-    if done.returncode != 0:  # helpers have no other way to say that they know nothing of a server
-        return None
+    program = f"docker-credential-{helper}"
+    done = run([program, "get"], timeout_s=_HELPER_TIMEOUT_S, stdin=server, check=False, echo=False)
+    if done.returncode != 0:
+        text = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        if text and any(unknown in text[0].lower() for unknown in _UNKNOWN):
+            return None
+        raise ProgramFailed(
+            f"{program} failed for {server} with exit status {done.returncode}: {text[0][:200] if text else 'no word'}."
+            f" Log in again as its documentation says, then `echo {server} | {program} get` shows that it works."
+        )
     try:
         answer = json.loads(done.stdout)
-        return Login(answer["Username"], answer["Secret"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ProgramFailed(
-            f"docker-credential-{helper} answered something that is not a login for {server}"
-        ) from error
+        user, secret = str(answer["Username"]), str(answer["Secret"])
+    except (ValueError, KeyError, TypeError):
+        raise ProgramFailed(f"{program} answered something that is not a login for {server}") from None
+    return Login("", identity_token=secret) if user == _TOKEN_USER else Login(user, secret)

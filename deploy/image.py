@@ -3,13 +3,15 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.disk import disk_trouble
 from deploy.layers import Packed, pack
 from deploy.oci import (
+    BASE_NAME,
     CONFIG,
     LAYER,
     MANIFEST,
@@ -34,18 +36,26 @@ _LAYERS = (
     ("graph", ("saved_model.pb", "fingerprint.pb", "assets")),
     ("metadata", ()),
 )
+# Weights in several files go into several layers, which travel side by side: files are put together, in order, until a
+# layer would have more than this, and never so few that the image has too many layers.
+_SHARD_BYTES = 256 << 20
+_SHARDS_AT_MOST = 16
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an image is made of, beside the SavedModel. `root` is the folder that a relative base path starts at."""
+    """What an image is made of, beside the SavedModel.
+
+    `root` is the folder that a relative base path starts at; in `cache` a base from a registry is kept.
+    """
 
     model: str
     base: str = "scratch"
     source: str = ""
     revision: str = ""
     root: Path = Path()
+    cache: Path = Path(".tidegate/bases")
 
 
 def image(context: Context) -> Result:
@@ -60,11 +70,12 @@ def image(context: Context) -> Result:
         source=context.facts.source,
         revision=context.facts.revision,
         root=context.root,
+        cache=context.state / "bases",
     )
     layout = context.out / "layout"
     partial = context.out / ".layout"
     with disk_trouble(str(layout)):
-        built = build(context.inputs["export/savedmodel"], partial, recipe)
+        built = build(context.inputs["export/savedmodel"], partial, recipe, context.say)
         partial.replace(layout)
     for layer in built.layers:
         context.say(f"layer {layer.digest[7:19]}  {_mib(layer.size)}")
@@ -78,14 +89,18 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def build(savedmodel: Path, into: Path, recipe: Recipe) -> Image:
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def build(savedmodel: Path, into: Path, recipe: Recipe, say: Callable[[str], None] = _tell) -> Image:
     """Builds the image of a SavedModel folder as a layout in `into`, in one pass over the files.
 
     Raises IntegrityError if the folder is not a SavedModel or the base is not what its digest says.
     """
     files = model_files(savedmodel)
     layout = Layout(into).create()
-    base, config = _base(recipe, layout)
+    base, config = _base(recipe, layout, say)
     layers, history = list(base), list(config.get("history") or ())
     packed: dict[str, Packed] = {}
     for name, members in divided(files).items():
@@ -135,7 +150,24 @@ def divided(files: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     for path, file in files.items():
         top = path.partition("/")[0]
         layers[next(name for name, tops in _LAYERS if top in tops or not tops)][path] = file
-    return {name: members for name, members in layers.items() if members}
+    shards = _shards(layers.pop("weights"))
+    weights = {"weights" if len(shards) == 1 else f"weights-{n}": shard for n, shard in enumerate(shards, 1)}
+    return {name: members for name, members in (weights | layers).items() if members}
+
+
+def _shards(files: Mapping[str, Path]) -> list[dict[str, Path]]:
+    """Files in order of their names, in groups of about equal size; names and sizes alone decide."""
+    sizes = {path: files[path].stat().st_size for path in sorted(files)}
+    full = max(_SHARD_BYTES, -(-sum(sizes.values()) // _SHARDS_AT_MOST))
+    shards: list[dict[str, Path]] = [{}]
+    room = full
+    for path, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append({})
+            room = full
+        shards[-1][path] = files[path]
+        room -= size
+    return shards
 
 
 def _layer(layout: Layout, model: str, members: Mapping[str, Path]) -> tuple[Descriptor, dict[str, Packed]]:
@@ -163,17 +195,30 @@ def annotations(recipe: Recipe, model: str) -> dict[str, str]:
         "org.opencontainers.image.title": recipe.model,
         "org.opencontainers.image.source": _CREDENTIALS.sub("", recipe.source),
         "org.opencontainers.image.revision": recipe.revision,
+        BASE_NAME: "" if _is_local(recipe.base) else recipe.base.partition("@")[0],
         "org.opencontainers.image.base.digest": recipe.base.partition("@")[2],
         MODEL_DIGEST: model,
     }
     return {name: value for name, value in said.items() if value}
 
 
-def _base(recipe: Recipe, layout: Layout) -> tuple[tuple[Descriptor, ...], dict]:
+def _is_local(base: str) -> bool:
+    return base == "scratch" or base.startswith("oci:")
+
+
+def _base(recipe: Recipe, layout: Layout, say: Callable[[str], None]) -> tuple[tuple[Descriptor, ...], dict]:
     """The layers to build on, copied into the layout, and the configuration to go on from."""
     if recipe.base == "scratch":
         empty = {"type": "layers", "diff_ids": []}
         return (), {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": empty}
+    image, config = (
+        _from_folder(recipe, layout) if _is_local(recipe.base) else _from_registry(recipe, layout, say)
+    )
+    _check_base(config, image)
+    return image.layers, _serving(config, recipe.model)
+
+
+def _from_folder(recipe: Recipe, layout: Layout) -> tuple[Image, dict]:
     place, _, digest = recipe.base.removeprefix("oci:").rpartition("@")
     source = Layout(recipe.root / place)
     if not source.path(digest).exists():
@@ -184,9 +229,17 @@ def _base(recipe: Recipe, layout: Layout) -> tuple[tuple[Descriptor, ...], dict]
     image = load(source, digest)
     for layer in image.layers:
         layout.take(layer, source)
-    config = parse_json(source.read(image.config), image.config.digest)
-    _check_base(config, image)
-    return image.layers, _serving(config, recipe.model)
+    return image, parse_json(source.read(image.config), image.config.digest)
+
+
+def _from_registry(recipe: Recipe, layout: Layout, say: Callable[[str], None]) -> tuple[Image, dict]:
+    from deploy.bases import CachedRegistry  # HTTP is not loaded where a folder is enough
+
+    repository, _, digest = recipe.base.rpartition("@")
+    source = CachedRegistry(repository, recipe.cache, say)
+    image = load(source, digest)
+    source.copy(image.layers, layout)
+    return image, parse_json(source.read(image.config), image.config.digest)
 
 
 def _check_base(config: Mapping, image: Image) -> None:

@@ -25,6 +25,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
+BASE_NAME = "org.opencontainers.image.base.name"
 # What Docker's older formats call the same bytes.
 DOCKER_TYPES = {
     "application/vnd.docker.distribution.manifest.v2+json": MANIFEST,
@@ -88,6 +89,11 @@ class Image:
     @property
     def descriptor(self) -> Descriptor:
         return Descriptor(MANIFEST, self.digest, len(self.body))
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What the manifest says of the image."""
+        return dict(parse_json(self.body, self.digest).get("annotations") or {})
 
     @property
     def size_bytes(self) -> int:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from deploy.disk import disk_trouble, locked
-from deploy.oci import REF_NAME, Descriptor, Image, Layout, load, verified
+from deploy.oci import BASE_NAME, REF_NAME, Descriptor, Image, Layout, load, verified
 from pipeline.errors import IntegrityError, LostRace, ProgramFailed
 from pipeline.stages import Context, Facts, Outcome, Result
 
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _RACES_AT_MOST = 20
+_SETTLE_MS = (200, 500)
 
 
 class Registry(Protocol):
@@ -32,7 +35,7 @@ class Registry(Protocol):
         """The digest of a tag or digest; None if the registry has it not."""
 
     def tag(self, name: str, image: Image) -> None:
-        """Lets a free name stand for the image."""
+        """Lets a free name stand for the image; one that is taken stays as it is. Read back who has it."""
 
     def verify(self, image: Image) -> None:
         """Reads back what was pushed. Raises IntegrityError or ProgramFailed if anything of it is not there."""
@@ -58,6 +61,9 @@ def publish(context: Context) -> Result:
         if commit:
             _refuse_moved(registry, commit, image)
             registry.tag(commit, image)
+            _refuse_moved(
+                registry, commit, image
+            )  # another publisher of the same commit may have been faster
         registry.verify(image)
     published = {
         "registry": address,
@@ -173,7 +179,7 @@ class FolderRegistry:
         )
 
     def tag(self, name: str, image: Image) -> None:
-        if self.resolve(name) != image.digest:
+        if self.resolve(name) is None:
             entry = replace(image.descriptor, annotations={REF_NAME: name})
             self._layout.write_index([*self._layout.index(), entry])
 
@@ -192,24 +198,32 @@ class FolderRegistry:
         }
 
 
+def settle() -> None:
+    """Waits longer than another publisher takes from looking at a tag to writing it."""
+    shortest, longest = _SETTLE_MS
+    time.sleep((shortest + secrets.randbelow(longest - shortest)) / 1000)
+
+
 class RemoteRegistry:
     """A repository of a registry that is spoken to over HTTP."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, *, settle: Callable[[], None] = settle) -> None:
         self._client = client
+        self._settle = settle
 
     def push(self, image: Image, source: Layout, say: Callable[[str], None]) -> int:
-        sent = 0
-        for blob in image.blobs:
-            if self._client.lacks(blob) is None:
-                continue
-            say(f"uploading {blob.digest[7:19]}  {blob.size / 2**20:.1f} MiB")
-            self._client.push(blob, lambda blob=blob: source.open(blob))
-            sent += blob.size
+        from deploy.transfer import push  # HTTP is not loaded where a folder is enough
+
+        sent = push(self._client, image.blobs, source, say, origin=self._origin(image))
         if self._client.resolve(image.digest) is None:
             self._client.put_manifest(image.body, image.digest)
             sent += len(image.body)
         return sent
+
+    def _origin(self, image: Image) -> str:
+        """The base image's repository, if it is another one of this registry: layers are mounted from there."""
+        host, _, name = image.annotations.get(BASE_NAME, "").partition("/")
+        return name if host == self._client.host and name != self._client.name else ""
 
     def tags(self) -> list[str]:
         return self._client.tags()
@@ -218,8 +232,11 @@ class RemoteRegistry:
         return self._client.resolve(reference)
 
     def tag(self, name: str, image: Image) -> None:
-        if self._client.resolve(name) != image.digest:
+        """Registries let anyone move a tag, and know no "only if it is free". So: look, write, wait until another
+        publisher that looked at the same moment has written too; the caller then reads who won."""
+        if self._client.resolve(name) is None:
             self._client.put_manifest(image.body, name)
+            self._settle()
 
     def verify(self, image: Image) -> None:
         there = load(self._client, image.digest)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import offers
 from pipeline.settings import Bound, Settings
 
 
@@ -49,7 +50,8 @@ class Result:
 
     `numbers` go into the record and the metrics report; `decided` and `digest` into the
     closing table; `digest` names what the stage made (`sha256:…`) where it has a name of
-    its own, as an image has. `warnings` are repeated loudly at the end.
+    its own, as an image has. `warnings` are repeated loudly at the end. `predicate` holds members of the
+    record's predicate that only the stage knows.
     """
 
     outcome: Outcome
@@ -58,6 +60,7 @@ class Result:
     decided: Decided | None = None
     digest: str = ""
     warnings: tuple[str, ...] = ()
+    predicate: Mapping = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,20 @@ class Context:
         """Tells the person who watches how the work goes (stderr)."""
         print(f"  {text}", file=sys.stderr, flush=True)
 
+    def checkpoint(self, files: Iterable[Path], step: int, epoch: int, seconds: float) -> None:
+        """Offers files below `work` as the newest checkpoint, after so many steps and epochs, and seconds in all.
+
+        With `Stage.resumes` the runner puts it into the store in the background; where this stage was not finished,
+        `work` begins as the newest one. Raises OSError where the disk will not have it; `work` is still whole then.
+        """
+        offers.offer(self.work, files, offers.Progress(step, epoch, seconds))
+
 
 CHAMPION = "?champion/savedmodel"
-"""Read by stages that compare with what production serves; absent while nothing was ever promoted."""
+CHAMPION_REPORT = "?champion/report"
+"""Read by stages that compare with what production serves: its SavedModel, and what its scan found. Absent while
+nothing was ever promoted."""
+OF_CHAMPION = (CHAMPION, CHAMPION_REPORT)
 
 Function = Callable[[Context], Result]
 
@@ -117,8 +131,8 @@ Function = Callable[[Context], Result]
 class Stage:
     """A row of the table.
 
-    `function` is the dotted name of what the runner calls. `reads` are outputs of other stages; CHAMPION
-    may be absent. `gates` are stages that must have passed before, whose outputs are not read. `settings`
+    `function` is the dotted name of what the runner calls. `reads` are outputs of other stages; those
+    OF_CHAMPION may be absent. `gates` are stages that must have passed before, whose outputs are not read. `settings`
     are the parts of pipeline.yaml that the stage reads, `files` what it reads of the repository beside
     the import closure of its function (`settings:NAME` is the file that a setting names); both are in its
     key, as is the kind of accelerator with `hardware`.
@@ -127,7 +141,8 @@ class Stage:
     folders of such an output that says how far apart their numbers are (inf: it cannot be said).
     `alive` is the dotted name of a function that says why a passed stage no longer holds (None: it does),
     for stages whose result is a running server. `attaches` names the stages whose records are attached to the image
-    in the registry once this one passed. `channel` is what it feeds once it passed; `deploys` says
+    in the registry once this one passed. `resumes` says that it offers checkpoints, which outlast this machine, and
+    that it may take a while to write one when it is stopped. `channel` is what it feeds once it passed; `deploys` says
     that it starts or switches versions. The rest is for CI: who may run it, and where.
     """
 
@@ -151,11 +166,12 @@ class Stage:
     channel: str = ""
     deploys: bool = False
     attaches: tuple[str, ...] = ()
+    resumes: bool = False
 
     @property
     def producers(self) -> tuple[str, ...]:
         """The stages whose outputs it reads."""
-        named = {read.split("/")[0] for read in self.reads if read != CHAMPION}
+        named = {read.split("/")[0] for read in self.reads if read not in OF_CHAMPION}
         return tuple(stage.name for stage in STAGES if stage.name in named)
 
     @property
@@ -166,6 +182,26 @@ class Stage:
 
 
 _TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+_CODE = (
+    "pipeline",
+    "train",
+    "deploy",
+    "serve",
+    "bench",
+    "tests",
+    "scripts",
+    "docker",
+    ".ci",
+    ".github",
+    ".gitlab-ci.yml",
+    ".hadolint.yaml",
+    ".yamllint.yaml",
+    "Makefile",
+    "pyproject.toml",
+    "requirements-override.txt",
+    "requirements.in",
+    "requirements.txt",
+)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -173,26 +209,7 @@ STAGES: tuple[Stage, ...] = (
         "lint, types, pins, unit tests, coverage",
         "pipeline.check.check",
         outputs=("report",),
-        files=(
-            "pipeline",
-            "train",
-            "deploy",
-            "serve",
-            "bench",
-            "tests",
-            "scripts",
-            "docker",
-            ".ci",
-            ".github",
-            ".gitlab-ci.yml",
-            ".hadolint.yaml",
-            ".yamllint.yaml",
-            "Makefile",
-            "pyproject.toml",
-            "requirements-override.txt",
-            "requirements.in",
-            "requirements.txt",
-        ),
+        files=_CODE,
         settings=("check",),
         predicate=_TEST_RESULT,
     ),
@@ -217,6 +234,7 @@ STAGES: tuple[Stage, ...] = (
         hardware=True,
         protected=True,
         runner="gpu",
+        resumes=True,
     ),
     Stage(
         "evaluate",
@@ -250,12 +268,12 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "scan",
-        "look for vulnerabilities, secrets, misconfiguration and licences",
+        "judge vulnerabilities, secrets, misconfiguration and licences",
         "deploy.scan.scan",
         outputs=("report",),
-        reads=("image/layout",),
+        reads=("image/layout", CHAMPION_REPORT),
         settings=("scan",),
-        files=("settings:scan.ignore_file",),
+        files=("settings:scan.ignore_file", *_CODE),
         alive="deploy.scan.outdated",
         predicate="https://in-toto.io/attestation/vulns/v0.2",
         protected=True,

@@ -86,8 +86,8 @@ def images(lock: str) -> dict[str, str]:
 
 
 def moved(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """The new digest for each old one that an image no longer has."""
-    return {old[name]: new[name] for name in old if name in new and old[name] != new[name]}
+    """The new digest for each old one that an image no longer has. An image that had none is named nowhere by it."""
+    return {old[name]: new[name] for name in old if old[name] and name in new and old[name] != new[name]}
 
 
 def follow(text: str, moves: Mapping[str, str]) -> str:

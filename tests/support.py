@@ -73,12 +73,14 @@ def start_stage(
     inputs: Mapping[str, Path | None] | None = None,
     changes: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
+    **facts,
 ) -> subprocess.Popen:
     """Starts a stage function in a process of its own; `finish_stage` waits for it."""
     tmp_path.mkdir(parents=True, exist_ok=True)
     case = tmp_path / "case.json"
     named = {name: str(path) if path else None for name, path in (inputs or {}).items()}
-    case.write_text(json.dumps({"tmp_path": str(tmp_path), "inputs": named, "changes": dict(changes or {})}))
+    given = {"tmp_path": str(tmp_path), "inputs": named, "changes": dict(changes or {}), "facts": facts}
+    case.write_text(json.dumps(given))
     return subprocess.Popen(
         [sys.executable, __file__, function, str(case)],
         cwd=ROOT,
@@ -131,7 +133,7 @@ def main(function: str, case: str) -> int:
     module, _, name = function.rpartition(".")
     try:
         given = json.loads(Path(case).read_text())
-        made = context(Path(given["tmp_path"]), given["inputs"], given["changes"])
+        made = context(Path(given["tmp_path"]), given["inputs"], given["changes"], **given.get("facts", {}))
         with disk_errors(made.out):
             result = getattr(importlib.import_module(module), name)(made)
     except TidegateError as error:

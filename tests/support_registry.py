@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -46,3 +47,20 @@ def serve(folder: Path, port: int, auth: str = "") -> subprocess.Popen:
             time.sleep(0.02)
     child.kill()
     raise AssertionError("docker-registry did not answer within 20 s")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def need_program(name: str) -> str:
+    """The path of a program; without it the test is skipped, and fails where CI is set."""
+    found = shutil.which(name)
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            f"{name} is not on this machine; apt-get install it"
+        )
+    return found

@@ -167,3 +167,14 @@ def test_gates_on_metrics_that_do_not_exist_are_refused_all_at_once_with_the_nea
     assert first.endswith("evaluate.gates.acuracy: is not a metric; did you mean accuracy?")
     assert "evaluate.gates.zzz: is not a metric; allowed: accuracy, worst_recall" in second
     assert all(re.match(r"pipeline\.yaml:\d+: ", line) for line in (first, second))
+
+
+@pytest.mark.parametrize(
+    "place", ["docker.io/library/python", "127.0.0.1:5000/team/base", "oci:bases/serving"]
+)
+def test_a_base_image_is_named_by_digest_and_never_by_a_tag(write, place):
+    digest = f"{place}@sha256:{'0' * 64}"
+    assert config.load(write(("base: scratch", f"base: {digest}")), {}).image.base == digest
+    (said,) = faults(write(("base: scratch", f"base: {place}:1.0")))
+    assert "image.base: is " in said
+    assert "HOST[:PORT]/NAME@sha256:DIGEST" in said

@@ -213,3 +213,39 @@ def test_file_that_shrinks_while_it_is_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("deploy.layers._Reader.read", lambda self, size: b"")
     with pytest.raises(IntegrityError, match="became shorter while it was read"):
         build(savedmodel(tmp_path / "m"), tmp_path / "l", Recipe("digits"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "layers"),
+    [
+        ((10, 10), 1),
+        ((600, 600, 600), 3),
+        ((400, 400, 400), 2),
+        ((5000,), 1),
+        ((100,) * 40, 4),
+        ((900,) * 20, 10),
+    ],
+)
+def test_weights_in_several_files_are_in_several_layers(tmp_path, monkeypatch, sizes, layers):
+    monkeypatch.setattr("deploy.image._SHARD_BYTES", 1000)
+    monkeypatch.setattr("deploy.image._SHARDS_AT_MOST", 10)
+    files = {f"variables/{n:03}": tmp_path / f"{n:03}" for n in range(len(sizes))}
+    for path, size in zip(files.values(), sizes, strict=True):
+        path.write_bytes(b"w" * size)
+    made = divided(files)
+    assert len(made) == layers
+    assert [path for members in made.values() for path in members] == sorted(files)
+
+
+def test_retrained_shards_are_divided_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.image._SHARD_BYTES", 100_000)
+    images = []
+    for name, letter in (("one", b"a"), ("two", b"b")):
+        shards = {f"variables/variables.data-0000{n}-of-00003": letter * 60_000 for n in range(1, 3)}
+        model = savedmodel(
+            tmp_path / name, more=shards | {"variables/variables.data-00000-of-00003": b"c" * 90_000}
+        )
+        images.append(build(model, tmp_path / f"{name}-layout", Recipe("digits")))
+    one, two = ([layer.digest for layer in image.layers] for image in images)
+    assert len(one) == len(two) > 3
+    assert {a == b for a, b in zip(one, two, strict=True)} == {True, False}

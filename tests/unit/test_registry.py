@@ -11,8 +11,11 @@ import pytest
 from deploy.credentials import Login, login_for
 from deploy.oci import LAYER, Descriptor, of_bytes
 from deploy.publish import RemoteRegistry, give_version
-from deploy.registry import ATTEMPTS, Answer, Client, Unreachable
+from deploy.registry import ATTEMPTS, Client
+from deploy.transport import Answer, Unreachable
+from deploy.uploads import Upload
 from pipeline.errors import IntegrityError, ProgramFailed
+from pipeline.run import Done
 from tests.support_images import model_image
 
 CONTENT = b"weights" * 1000
@@ -88,7 +91,7 @@ def test_pauses_grow_and_end_in_a_clear_error():
     assert sum(slept) < 10
 
 
-@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 20.0), ("tomorrow", 0.25)])
+@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 60.0), ("tomorrow", 0.25)])
 def test_registry_says_how_long_to_wait_within_reason(header, pause):
     slept = []
     client(Wire(answer(429, Retry_After=header), answer(404)), sleep=slept.append).resolve("v1")
@@ -125,7 +128,7 @@ def test_upload_is_one_streamed_put_with_the_digest():
 
 def test_upload_that_breaks_begins_anew_with_all_bytes():
     opened = answer(202, Location="/up")
-    wire = Wire(opened, Unreachable("broken pipe"), answer(202, Location="/up2"), answer(201))
+    wire = Wire(opened, Unreachable("broken pipe"), answer(404), answer(202, Location="/up2"), answer(201))
     client(wire).push(BLOB, lambda: io.BytesIO(CONTENT))
     assert [body for method, _, _, body in wire.asked if method == "PUT"] == [CONTENT, CONTENT]
 
@@ -230,6 +233,147 @@ def test_login_that_is_missing_or_refused_is_said_without_the_password(login, an
     assert "secret" not in repr(Login("ci", "secret"))
 
 
+def test_token_that_is_about_to_run_out_is_renewed_before_it_is_refused():
+    clock = [0.0]
+    wire = Wire(
+        answer(401, WWW_Authenticate=BEARER), answer(200, b'{"token": "one", "expires_in": 100}'), answer(404),
+        answer(404), answer(200, b'{"token": "two"}'), answer(404),
+    )  # fmt: skip
+    one = client(wire)
+    one._authorization._now = lambda: clock[0]
+    for clock[0] in (0.0, 50.0, 95.0):
+        one.resolve("v1")
+    assert [wire.asked[n][2].get("Authorization") for n in (2, 3, 5)] == [
+        "Bearer one",
+        "Bearer one",
+        "Bearer two",
+    ]
+
+
+def test_identity_token_is_posted_and_never_stands_in_a_url():
+    wire = Wire(answer(401, WWW_Authenticate=BEARER), answer(200, b'{"access_token": "t"}'), answer(404))
+    client(wire, Login("", identity_token="very-secret")).resolve("v1")
+    method, url, headers, body = wire.asked[1]
+    assert (method, url) == ("POST", "https://auth.example/token")
+    assert "Authorization" not in headers
+    assert parse_qs(body.decode()) == {
+        "grant_type": ["refresh_token"],
+        "client_id": ["tidegate"],
+        "refresh_token": ["very-secret"],
+        "service": ["registry"],
+        "scope": ["repository:team/digits:pull,push"],
+    }
+    assert wire.asked[2][2]["Authorization"] == "Bearer t"
+    assert "very-secret" not in repr(Login("", identity_token="very-secret"))
+
+
+def test_token_of_the_registry_itself_is_used_as_it_is():
+    wire = Wire(answer(401, WWW_Authenticate=BEARER), answer(404))
+    client(wire, Login("", registry_token="r")).resolve("v1")
+    assert wire.asked[1][2]["Authorization"] == "Bearer r"
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"token": null}', b'{"token": 7}'])
+def test_token_service_that_gives_no_token_is_named(body):
+    with pytest.raises(ProgramFailed, match="answered without a token"):
+        client(Wire(answer(401, WWW_Authenticate=BEARER), answer(200, body))).resolve("v1")
+
+
+def test_both_scopes_of_a_mount_are_asked_for():
+    scopes = 'Bearer realm="https://a.example/t",scope="repository:a:pull,push repository:b:pull"'
+    wire = Wire(
+        answer(401, WWW_Authenticate=scopes), answer(200, b'{"token": "t"}'),
+        answer(201, Docker_Content_Digest=BLOB.digest), answer(200),
+    )  # fmt: skip
+    assert Upload(client(wire), BLOB, lambda: io.BytesIO(CONTENT)).mount("b")
+    assert parse_qs(urlsplit(wire.asked[1][1]).query)["scope"] == [
+        "repository:a:pull,push",
+        "repository:b:pull",
+    ]
+
+
+PART = 3000
+
+
+def in_parts(*answers) -> Wire:
+    """Sends CONTENT (7000 bytes) in parts of 3000 bytes against these answers."""
+    wire = Wire(*answers)
+    Upload(client(wire), BLOB, lambda: io.BytesIO(CONTENT), part_bytes=PART).run()
+    assert not wire.answers
+    return wire
+
+
+def ranges(wire: Wire) -> list[str]:
+    return [headers["Content-Range"] for method, _, headers, _ in wire.asked if method == "PATCH"]
+
+
+def at(count: int, status: int = 202) -> Answer:
+    return answer(status, Location=f"/up{count}", Range=f"0-{count - 1}")
+
+
+OPEN, DONE = answer(202, Location="/up"), answer(201)
+
+
+def test_parts_follow_one_another_where_the_registry_says():
+    wire = in_parts(OPEN, at(3000), at(6000), at(7000), DONE)
+    assert ranges(wire) == ["0-2999", "3000-5999", "6000-6999"]
+    assert [url.rpartition("/")[2].partition("?")[0] for _, url, _, _ in wire.asked] == [
+        "", "up", "up3000", "up6000", "up7000",
+    ]  # fmt: skip
+    assert b"".join(body for method, _, _, body in wire.asked if method == "PATCH") == CONTENT
+
+
+def test_upload_goes_on_in_the_middle_of_a_part():
+    wire = in_parts(OPEN, at(3000), Unreachable("reset"), at(4500, 204), at(7000), DONE)
+    assert ranges(wire) == ["0-2999", "3000-5999", "4500-6999"]
+    assert wire.asked[4][3] == CONTENT[4500:]
+
+
+def test_part_of_which_less_was_taken_is_sent_from_there():
+    assert ranges(in_parts(OPEN, at(1000), at(4000), at(7000), DONE)) == ["0-2999", "1000-3999", "4000-6999"]
+
+
+def test_part_that_is_out_of_order_makes_us_ask_where_to_go_on():
+    wire = in_parts(OPEN, at(3000), answer(416), at(6000, 204), at(7000), DONE)
+    assert ranges(wire) == ["0-2999", "3000-5999", "6000-6999"]
+
+
+def test_registry_that_asks_for_larger_parts_gets_them():
+    opened = answer(202, Location="/up", OCI_Chunk_Min_Length="5000")
+    assert ranges(in_parts(opened, at(5000), at(7000), DONE)) == ["0-4999", "5000-6999"]
+
+
+def test_registry_that_claims_more_than_was_sent_is_asked_again_and_then_given_up():
+    lies = [one for _ in range(ATTEMPTS) for one in (OPEN, at(9000), answer(404), answer(404))]
+    with pytest.raises(ProgramFailed, match="failed 5 times: it says that it has 9000 bytes"):
+        in_parts(*lies)
+
+
+def test_upload_that_breaks_again_and_again_but_gets_on_is_not_given_up():
+    steps = [one for n in range(1, 70) for one in (at(n * 100), Unreachable("reset"), at(n * 100, 204))]
+    wire = Wire(OPEN, *steps, at(7000), DONE)
+    Upload(client(wire), BLOB, lambda: io.BytesIO(CONTENT), part_bytes=100).run()
+    assert len(ranges(wire)) == 2 * 69 + 1
+
+
+def test_file_that_became_shorter_is_named():
+    with pytest.raises(IntegrityError, match="ended 7000 bytes early"):
+        client(Wire(OPEN, answer(201))).push(BLOB, lambda: io.BytesIO(b""))
+
+
+def test_date_to_try_again_at_is_understood():
+    slept = []
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    client(Wire(answer(429, Retry_After=past), answer(404)), sleep=slept.append).resolve("v1")
+    assert slept == [0.0]
+
+
+def test_digest_that_is_another_one_than_was_asked_for_is_refused():
+    wire = Wire(answer(200, Docker_Content_Digest="sha256:" + "1" * 64))
+    with pytest.raises(IntegrityError, match="when asked for"):
+        client(wire).resolve("sha256:" + "0" * 64)
+
+
 def test_manifest_that_is_another_one_is_refused():
     with pytest.raises(IntegrityError, match="when asked for manifest"):
         client(Wire(answer(200, b"{}"))).manifest("sha256:" + "0" * 64)
@@ -294,7 +438,7 @@ def test_new_image_asks_nothing_of_older_versions(tmp_path):
         answer(201),
         answer(200, Docker_Content_Digest=image.digest),
     )
-    assert give_version(RemoteRegistry(client(wire)), image, known=False) == 8
+    assert give_version(RemoteRegistry(client(wire), settle=lambda: None), image, known=False) == 8
     assert [method for method, *_ in wire.asked] == ["GET", "HEAD", "HEAD", "PUT", "HEAD"]
 
 
@@ -335,9 +479,96 @@ def test_absent_configuration_has_no_login(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "login"),
+    [
+        ({"username": "ci", "password": "p"}, Login("ci", "p")),
+        ({"identitytoken": "i"}, Login("", identity_token="i")),
+        ({**AUTH, "identitytoken": "i"}, Login("ci", "se:cret", "i")),
+        ({"registrytoken": "r"}, Login("", registry_token="r")),
+    ],
+)
+def test_every_kind_of_entry_is_understood(tmp_path, entry, login):
+    assert login_for("registry.example", config(tmp_path, {"auths": {"registry.example": entry}})) == login
+
+
+def test_configuration_in_the_environment_comes_first(tmp_path):
+    named = {"auths": {"registry.example": {"username": "job", "password": "p"}}}
+    environ = config(tmp_path, {"auths": {"registry.example": AUTH, "other.example": AUTH}})
+    environ["DOCKER_AUTH_CONFIG"] = json.dumps(named)
+    assert login_for("registry.example", environ) == Login("job", "p")
+    assert login_for("other.example", environ) == Login("ci", "se:cret")
+
+
+def test_configuration_in_the_environment_that_cannot_be_read_is_not_quoted():
+    with pytest.raises(ProgramFailed, match="DOCKER_AUTH_CONFIG cannot be read") as caught:
+        login_for("registry.example", {"DOCKER_AUTH_CONFIG": '{"auths": {"auth": "very-secret"'})
+    assert "very-secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def helper(monkeypatch, code: int, stdout: str = "") -> list:
+    """A credential helper that answers this; returns what it was asked."""
+    asked = []
+
+    def run(argv, *, stdin, **_):
+        asked.append((argv[0], stdin))
+        return Done(tuple(argv), code, stdout, "")
+
+    monkeypatch.setattr("deploy.credentials.run", run)
+    return asked
+
+
+HERE = "registry.example"
+
+
+@pytest.mark.parametrize(
+    ("document", "host", "asked"),
+    [
+        ({"credsStore": "all"}, HERE, ("docker-credential-all", HERE)),
+        ({"credHelpers": {HERE: "one"}, "credsStore": "all"}, HERE, ("docker-credential-one", HERE)),
+        (
+            {"credHelpers": {"other.example": "one"}, "credsStore": "all"},
+            HERE,
+            ("docker-credential-all", HERE),
+        ),
+        ({"credsStore": "all", "auths": {HERE: {}}}, HERE, ("docker-credential-all", HERE)),
+        ({"credsStore": "all"}, "docker.io", ("docker-credential-all", "https://index.docker.io/v1/")),
+    ],
+)
+def test_helper_of_the_host_comes_before_the_one_for_all(tmp_path, monkeypatch, document, host, asked):
+    seen = helper(monkeypatch, 0, '{"Username": "ci", "Secret": "s"}')
+    assert login_for(host, config(tmp_path, document)) == Login("ci", "s")
+    assert seen == [asked]
+
+
+def test_helper_hands_out_identity_tokens(tmp_path, monkeypatch):
+    helper(monkeypatch, 0, '{"Username": "<token>", "Secret": "i"}')
+    assert login_for(HERE, config(tmp_path, {"credsStore": "all"})) == Login("", identity_token="i")
+
+
+def test_helper_that_knows_nothing_of_a_host_leaves_it_to_the_file(tmp_path, monkeypatch):
+    helper(monkeypatch, 1, "credentials not found in native keychain\n")
+    both = {"credsStore": "all", "auths": {HERE: AUTH}}
+    assert login_for(HERE, config(tmp_path, both)) == Login("ci", "se:cret")
+    assert login_for("other.example", config(tmp_path, both)) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "says"),
+    [(1, "error: session expired", "session expired"), (2, "", "no word"), (0, "s3cret", "not a login")],
+)
+def test_helper_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch, code, stdout, says):
+    helper(monkeypatch, code, stdout)
+    with pytest.raises(ProgramFailed, match=f"docker-credential-all .*{says}") as caught:
+        login_for(HERE, config(tmp_path, {"credsStore": "all"}))
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "document",
     [
         "{",
+        "[]",
         {"auths": {"registry.example": {"auth": "%%%"}}},
         {"auths": {"registry.example": {"auth": "Y2k="}}},
     ],

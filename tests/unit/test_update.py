@@ -34,6 +34,10 @@ def test_an_image_that_moved_is_followed_wherever_its_digest_is_named():
     assert update.images("") == {}
 
 
+def test_an_image_that_had_no_digest_yet_changes_no_other_file():
+    assert update.moved(update.images(LOCK % ""), update.images(LOCK % NEW)) == {}
+
+
 @pytest.mark.parametrize(
     ("environ", "word"),
     [

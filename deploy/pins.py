@@ -1,0 +1,185 @@
+"""Resolves the tags in docker/images.lock to digests through their registries, and says which ones moved.
+
+`python -m deploy.pins` writes the file anew; with `--check` it changes nothing, and leaves with 3 if a tag moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.oci import of_bytes
+from pipeline.errors import GateRefused, IntegrityError, ProgramFailed, SettingsError, TidegateError
+
+LOCK = Path("docker/images.lock")
+_FIELDS = {
+    "image": r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+",
+    "tag": r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}",
+    "digest": r"(sha256:[0-9a-f]{64})?",
+}
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An image that is named in the repository: `HOST/NAME`, a tag that says what it is, and the digest that counts.
+
+    `span` is where the digest stands in the file's text, quotes included.
+    """
+
+    name: str
+    image: str
+    tag: str
+    digest: str
+    span: tuple[int, int]
+
+    @property
+    def reference(self) -> str:
+        """The image as a container engine takes it; by its tag alone where no digest is known."""
+        return f"{self.image}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def parse(text: str, where: str = str(LOCK)) -> dict[str, Pin]:
+    """The pins by their names. Raises SettingsError with the line of what is wrong."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SettingsError(f"{where}:{line}: is not YAML: {error.problem}") from error
+    images = dict(_members(root, where)).get("images")
+    pins = [_pin(name, node, where) for name, node in _members(images, where)]
+    twice = {pin.name for pin in pins if [other.name for other in pins].count(pin.name) > 1}
+    if twice or not pins:
+        raise SettingsError(
+            f"{where}: " + (f"{', '.join(sorted(twice))}: named twice" if twice else "names no image")
+        )
+    return {pin.name: pin for pin in pins}
+
+
+def _members(node: Any, where: str) -> list:
+    import yaml
+
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1 if node else 1
+        raise SettingsError(f"{where}:{line}: must be a mapping, images: {{NAME: {{image, tag, digest}}}}")
+    return [(str(key.value), value) for key, value in node.value]
+
+
+def _pin(name: str, node: Any, where: str) -> Pin:
+    fields = dict(_members(node, where))
+    line = node.start_mark.line + 1
+    if fields.keys() != _FIELDS.keys():
+        raise SettingsError(
+            f"{where}:{line}: {name} has {', '.join(fields) or 'nothing'}, must have image, tag, digest"
+        )
+    values = {field: str(fields[field].value) for field in _FIELDS}
+    for field, pattern in _FIELDS.items():
+        if not re.fullmatch(pattern, values[field]):
+            raise SettingsError(f"{where}:{line}: {name}.{field} is {values[field]!r}, which cannot be one")
+    if values["tag"] == "latest":
+        raise SettingsError(f"{where}:{line}: {name}.tag is latest, which says nothing; name a version")
+    digest = fields["digest"]
+    return Pin(name, **values, span=(digest.start_mark.index, digest.end_mark.index))
+
+
+def pinned(name: str, *, protected: bool, path: Path = LOCK) -> str:
+    """The reference of an image of the lock, by digest.
+
+    Raises SettingsError if the lock does not name it; GateRefused if it has no digest and
+    this is a protected ref. Elsewhere the tag alone is returned.
+    """
+    pins = parse(_text(path), str(path))
+    if name not in pins:
+        raise SettingsError(f"{path} names no image {name}; it has {', '.join(pins)}.")
+    pin = pins[name]
+    if protected and not pin.digest:
+        raise GateRefused(
+            f"{path}: {name} ({pin.reference}) has no digest, and a tag can name another image tomorrow. Run"
+            " make lock-images where its registry can be reached, and commit the file."
+        )
+    return pin.reference
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+
+
+def resolve(pin: Pin) -> str:
+    """The digest that a pin's tag has now, whose manifest was read and is what the digest says.
+
+    Raises ProgramFailed if the registry cannot be reached or knows no such tag.
+    """
+    from deploy.registry import Client
+
+    client = Client(pin.image)
+    digest = client.resolve(pin.tag)
+    if digest is None:
+        raise ProgramFailed(
+            f"{pin.name}: {pin.image} has no tag {pin.tag} (any more); name another in {LOCK}."
+        )
+    if digest != pin.digest and of_bytes(client.manifest(digest)) != digest:
+        raise IntegrityError(f"{pin.name}: {pin.image} answered other bytes for {digest}")
+    return digest
+
+
+def moved(pins: Mapping[str, Pin], resolver: Callable[[Pin], str] = resolve) -> dict[Pin, str]:
+    """The pins whose tag names another digest now, each with that digest. All are asked before anything is said."""
+    found = {pin: resolver(pin) for pin in pins.values()}
+    return {pin: digest for pin, digest in found.items() if digest != pin.digest}
+
+
+def rewritten(text: str, changes: Mapping[Pin, str]) -> str:
+    """The lock's text with other digests; every other character stays as it is."""
+    for pin, digest in sorted(changes.items(), key=lambda change: -change[0].span[0]):
+        start, end = pin.span
+        text = f'{text[:start]}"{digest}"{text[end:]}'
+    return text
+
+
+def _update(path: Path, *, check: bool) -> None:
+    text = _text(path)
+    pins = parse(text, str(path))
+    changes = moved(pins)
+    for pin, digest in changes.items():
+        print(f"{pin.name}: {pin.image}:{pin.tag} was {pin.digest or 'not pinned'}, is {digest}")
+    if changes and check:
+        raise GateRefused(
+            f"{len(changes)} of {len(pins)} images are not what {path} says. make lock-images writes it anew; look"
+            " at what changed before you commit it."
+        )
+    if changes:
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text(rewritten(text, changes), encoding="utf-8")
+        partial.replace(path)
+    print(
+        f"{path}: {len(changes)} of {len(pins)} digests {'changed' if changes else 'moved'}", file=sys.stderr
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: done, or nothing moved; 3: with --check, something moved; 5: a registry could not be asked."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.pins", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; leave with 3 if a tag moved")
+    parser.add_argument("--lock", type=Path, default=LOCK, help=f"the file ({LOCK})")
+    options = parser.parse_args(argv)
+    try:
+        _update(options.lock, check=options.check)
+    except TidegateError as error:
+        print(f"{error}", file=sys.stderr)
+        if not isinstance(error, GateRefused):
+            print(f"{options.lock} was not changed.", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""docker/images.lock: what it may say, what is refused, and how it is written anew."""
+
+import re
+
+import pytest
+
+from deploy import pins
+from pipeline.errors import GateRefused, SettingsError
+
+OLD, NEW = ("sha256:" + letter * 64 for letter in "ab")
+TEXT = f"""# What this is.
+images:
+  # Why this one.
+  python: {{image: docker.io/library/python, tag: 3.11-bookworm, digest: {OLD}}}   # and a word behind it
+  serving:
+    image: docker.io/tensorflow/serving
+    digest: ""
+    tag: "2.19.1"
+"""
+
+
+def test_lock_is_read_in_either_style():
+    found = pins.parse(TEXT)
+    assert found["python"].reference == f"docker.io/library/python:3.11-bookworm@{OLD}"
+    assert found["serving"].reference == "docker.io/tensorflow/serving:2.19.1"
+
+
+def test_new_digests_change_nothing_else():
+    found = pins.parse(TEXT)
+    changed = pins.moved(found, lambda pin: NEW)
+    assert pins.rewritten(TEXT, changed) == TEXT.replace(OLD, f'"{NEW}"').replace(
+        'digest: ""', f'digest: "{NEW}"'
+    )
+    assert {pin.digest for pin in pins.parse(pins.rewritten(TEXT, changed)).values()} == {NEW}
+
+
+def test_digest_that_is_still_right_is_left_alone():
+    assert [pin.name for pin in pins.moved(pins.parse(TEXT), lambda pin: OLD)] == ["serving"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("images: {a: {image: x/y, tag: latest, digest: ''}}", "lock:1: a.tag is latest"),
+        ("images: {a: {image: x/y, tag: '1'}}", "a has image, tag, must have image, tag, digest"),
+        ("images: {a: {image: x/y, tag: '1', digest: sha256:12}}", "a.digest is 'sha256:12'"),
+        ("images: {a: {image: y, tag: '1', digest: ''}}", "a.image is 'y'"),
+        (
+            "images: {a: {image: x/y, tag: '1', digest: ''}, a: {image: x/y, tag: '1', digest: ''}}",
+            "named twice",
+        ),
+        ("images: {}", "names no image"),
+        ("images: []", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("{", "is not YAML"),
+    ],
+)
+def test_lock_that_says_something_else_is_refused_with_its_line(text, says):
+    with pytest.raises(SettingsError, match=re.escape(says)):
+        pins.parse(text, "lock")
+
+
+def test_protected_ref_refuses_an_image_without_a_digest(tmp_path):
+    path = tmp_path / "images.lock"
+    path.write_text(TEXT)
+    assert pins.pinned("python", protected=True, path=path).endswith(OLD)
+    assert pins.pinned("serving", protected=False, path=path) == "docker.io/tensorflow/serving:2.19.1"
+    with pytest.raises(GateRefused, match=r"has no digest.*make lock-images"):
+        pins.pinned("serving", protected=True, path=path)
+    with pytest.raises(SettingsError, match="names no image nothing; it has python, serving"):
+        pins.pinned("nothing", protected=False, path=path)
+
+
+def test_lock_of_this_repository_names_what_ci_names(root):
+    found = pins.parse((root / pins.LOCK).read_text())
+    named = re.search(r"CPU_IMAGE: (\S+):(\S+)@(\S+)", (root / ".gitlab-ci.yml").read_text())
+    python = found["python"]
+    assert (python.image.rpartition("/")[2], python.tag, python.digest) == named.groups()
+    dockerfile = (root / "docker/train.Dockerfile").read_text()
+    for name in ("tensorflow", "tensorflow-gpu"):
+        assert f":{found[name].tag}" in dockerfile

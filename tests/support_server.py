@@ -2,11 +2,10 @@
 
 As a program it takes TF Serving's options and answers status and predict over REST, and predict as
 JSON over gRPC. Its knobs lie in the model's folder (`knobs.json`), where `publish` put them.
-With `client` as its first argument it is the gRPC client.
+With `client` as its first argument it is the gRPC client, with `image` the entrypoint of an image.
 """
 
 import contextlib
-import hashlib
 import http.server
 import json
 import os
@@ -35,6 +34,7 @@ QUICK = {
     "canary.load_rps": 200,
     "staging.golden_requests": 8,
 }
+KNOBS = "knobs.json"
 _METHOD = "/tensorflow.serving.PredictionService/Predict"
 
 
@@ -52,7 +52,7 @@ class Model:
 
     def __init__(self, folder: Path):
         self.version = int(folder.name)
-        self.knobs = json.loads((folder / "knobs.json").read_text())
+        self.knobs = json.loads((folder / KNOBS).read_text())
         self.random = random.Random(1)
         self.asked = 0
         self.lock = threading.Lock()
@@ -178,23 +178,17 @@ def client(argv: list[str]) -> None:
 
 
 def publish(tmp_path: Path, number: int, **knobs) -> Path:
-    """Publishes a fake version: the folder that the stages read as `publish/published`."""
+    """Publishes a fake version as a data image: the folder that the stages read as `publish/published`."""
+    from tests.support_images import hand_image, tar
+
+    body = tar({f"models/digits/1/{KNOBS}": json.dumps({"publication": number, **knobs}).encode()})
     registry = tmp_path / "registry"
-    registry.mkdir(parents=True, exist_ok=True)
-    digest = "sha256:" + hashlib.sha256(f"{number} {sorted(knobs.items())}".encode()).hexdigest()
-    (registry / digest).write_text(json.dumps(knobs))
+    digest = hand_image(registry, body)
     folder = tmp_path / f"published-{number}"
     folder.mkdir(exist_ok=True)
     said = {"registry": f"oci:{registry}", "digest": digest, "version": number, "tags": [], "reference": ""}
     (folder / "published.json").write_text(json.dumps(said))
     return folder
-
-
-def unpack(registry: str, digest: str, into: Path) -> None:
-    """The stand-in for `deploy.oci.unpack`."""
-    model = into / "models" / "digits" / "1"
-    model.mkdir(parents=True)
-    (model / "knobs.json").write_bytes((Path(registry.removeprefix("oci:")) / digest).read_bytes())
 
 
 def rows(tmp_path: Path) -> Path:
@@ -227,7 +221,7 @@ def use_fakes() -> None:
     from deploy.targets.local import Local
 
     me = (sys.executable, str(Path(__file__).resolve()))
-    targets.TARGETS["local"] = functools.partial(Local, server=me, unpack=unpack)
+    targets.TARGETS["local"] = functools.partial(Local, server=me)
     smoke.GRPC_CLIENT = (*me, "client")
 
 
@@ -254,5 +248,14 @@ def canary(context):
     return rollout.canary(context)
 
 
+def as_image(argv: list[str]) -> list[str]:
+    """The server's options where it is the entrypoint of an image, as TF Serving's image puts them together."""
+    name = os.environ["MODEL_NAME"]
+    base = f"--model_base_path=/models/{name}"
+    return [f"--model_name={name}", base, "--port=8500", "--rest_api_port=8501", "--address=0.0.0.0", *argv]
+
+
 if __name__ == "__main__":
-    client(sys.argv[2:]) if sys.argv[1] == "client" else serve(sys.argv[1:])
+    modes = {"client": lambda rest: client(rest), "image": lambda rest: serve(as_image(rest))}
+    mode = modes.get(sys.argv[1])
+    mode(sys.argv[2:]) if mode else serve(sys.argv[1:])

@@ -22,7 +22,7 @@ def look(settings: Settings, state: Path) -> list[dict]:
 
     Each has environment, version, digest, role, weight (percent), pid (of a process), rest and grpc (HOST:PORT where
     clients ask), alive, router_alive, answers (whether clients are served there now), and requests (answered
-    so far; None where the router does not say). A container's row also says its name (container), health, since,
+    so far; None where the router does not say). A container's row also says its id (container), name, health, since,
     restarts and ports, and `trouble` where the engine does not answer.
     """
     from deploy import environment
@@ -90,7 +90,7 @@ def _seen(handle: Handle) -> dict:
     """What is to be said of a process or a container itself."""
     if not isinstance(handle, Container):
         return {"pid": handle.pid, "alive": handle.alive()}
-    named = {"pid": None, "container": handle.name, "alive": False}
+    named = {"pid": None, "container": handle.id, "name": handle.name, "alive": False}
     try:
         seen = handle.look()
     except ProgramFailed as error:

@@ -248,6 +248,13 @@ def down(_, paths: Paths) -> int:
     return 0
 
 
+def logs(arguments, paths: Paths) -> int:
+    from pipeline import operate
+
+    operate.print_logs(Runner.open(paths), arguments.environment, arguments.tail, arguments.follow)
+    return 0
+
+
 def gc(arguments, paths: Paths) -> int:
     from pipeline import gc
 

@@ -1,14 +1,33 @@
 """Images that tests of the docker target run, each made once per machine, and what they ask of the engine."""
 
+import _socket
+import functools
+import io
+import math
+import os
+import re
+import select
 import subprocess
+import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
 from tests import support_engine
+from tests.support_images import hand_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@functools.cache
+def settings() -> dict[str, str]:
+    """What makes the tests' settings use the docker target: fake servers, and Envoy in a container."""
+    support_engine.need_engine()
+    router = image_of("router.Dockerfile")
+    return {"target.kind": "docker", "target.server": fake_image(), "target.router": router}
+
+
+@functools.cache
 def fake_image() -> str:
     """The id of an image whose server is tests/support_server.py."""
     server = ROOT / "tests/support_server.py"
@@ -21,6 +40,7 @@ def fake_image() -> str:
         return _built(context, "--file", str(context / "Dockerfile"))
 
 
+@functools.cache
 def image_of(dockerfile: str) -> str:
     """The id of the image of docker/`dockerfile` of this tree, on the stand-in for TensorFlow's image."""
     base = f"BASE={support_engine.stand_in_base()}"
@@ -38,3 +58,49 @@ def docker(*arguments: str) -> str:
     """What a `docker` command prints."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
+
+
+# A server in as few bytes as may be: it answers a model's status with the version that it finds.
+_STATUS_SERVER = """
+import http.server, json, os
+name = os.environ["MODEL_NAME"]
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        state = {"version": os.listdir(f"/models/{name}")[0], "state": "AVAILABLE"}
+        body = json.dumps({"model_version_status": [state]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+print("a server of its own", flush=True)
+http.server.ThreadingHTTPServer(("0.0.0.0", 8501), Handler).serve_forever()
+"""
+
+
+def serving_base(layout: Path) -> str:
+    """A base image with a server, made of this machine's own Python, in a layout; as image.base names it."""
+    python, prefix = Path(sys.executable).resolve(), Path(sys.base_prefix)
+    library = prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    left_out = ("site-packages", "dist-packages", "test", "__pycache__", "idlelib", "tkinter", "ensurepip")
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w", dereference=True) as archive:
+        for file in (python, *_libraries(python)):
+            archive.add(file, str(file))
+        for folder, folders, files in os.walk(library):
+            folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
+            for name in files:
+                archive.add(Path(folder, name), str(Path(folder, name)))
+    config = {
+        "Entrypoint": [str(python), "-c", _STATUS_SERVER],
+        "Env": ["MODEL_NAME=model", f"PYTHONHOME={prefix}"],
+    }
+    return f"oci:{layout}@{hand_image(layout, body.getvalue(), config=config)}"
+
+
+def _libraries(program: Path) -> set[Path]:
+    """The shared libraries of a program and of the extension modules that a server needs, as ldd(1) names them."""
+    modules = [program, *(Path(m.__file__) for m in (_socket, select, math) if getattr(m, "__file__", ""))]
+    said = "".join(
+        subprocess.run(["ldd", str(one)], capture_output=True, text=True, check=True).stdout
+        for one in modules
+    )
+    return {Path(path) for path in re.findall(r"(/\S+\.so\S*)", said)}

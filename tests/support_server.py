@@ -17,6 +17,10 @@ import time
 from concurrent import futures
 from pathlib import Path
 
+if __name__ != "__main__":  # in an image it stands alone
+    from deploy import engine
+    from deploy.engine import Container
+
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = {
     "staging.rest_port": 20301,
@@ -223,6 +227,35 @@ def use_fakes() -> None:
     me = (sys.executable, str(Path(__file__).resolve()))
     targets.TARGETS["local"] = functools.partial(Local, server=me)
     smoke.GRPC_CLIENT = (*me, "client")
+
+
+def who(said: dict):
+    """What tells one process or container from another, of a row of `targets.look` or of a stage's evidence."""
+    return said.get("container") or said["pid"]
+
+
+def pid_of(handle) -> int:
+    """The process of a handle; a container's is that of its server."""
+    return handle.look()["State"]["Pid"] if isinstance(handle, Container) else handle.pid
+
+
+def end(handle) -> None:
+    """Ends what a handle names for good, as an operator's mistake would: the engine does not start it again."""
+    if isinstance(handle, Container):
+        engine.ask("POST", f"/containers/{handle.id}/kill")
+        while handle.alive():
+            time.sleep(0.01)
+    else:
+        kill(handle.pid)
+
+
+def until(condition, patience_s=20.0):
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.02)
+    return value
 
 
 def lives(pid: int) -> bool:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deploy.engine import Container
@@ -28,6 +28,13 @@ def look(settings: Settings, state: Path) -> list[dict]:
     from deploy import environment
 
     return [row for name in environment.NAMES for row in _look(settings, environment.read(state, name), name)]
+
+
+def logs(state: Path, name: str, tail: int, follow: bool) -> Iterator[str]:
+    """What an environment's versions and router wrote: lines, each behind its writer's name."""
+    from deploy.targets import output
+
+    return output.merged(output.writers(state, name), tail, follow)
 
 
 def down(settings: Settings, state: Path) -> list[str]:

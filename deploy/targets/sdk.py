@@ -18,7 +18,7 @@ class Refused(ProgramFailed):
 
 
 @contextlib.contextmanager
-def speaking(doing: str, timeout_s: float = _ASK_S) -> Iterator:
+def speaking(doing: str, timeout_s: float | None = _ASK_S) -> Iterator:
     """A client of this machine's engine (docker.DockerClient), for doing what `doing` says.
 
     Raises Refused with the engine's own words, or EngineSilent where there is no answer.

@@ -1,12 +1,9 @@
 """Images that tests of the docker target run, each made once per machine, and what they ask of the engine."""
 
-import _socket
 import functools
 import io
-import math
 import os
 import re
-import select
 import subprocess
 import sys
 import tarfile
@@ -83,7 +80,7 @@ def serving_base(layout: Path) -> str:
     left_out = ("site-packages", "dist-packages", "test", "__pycache__", "idlelib", "tkinter", "ensurepip")
     body = io.BytesIO()
     with tarfile.open(fileobj=body, mode="w", dereference=True) as archive:
-        for file in (python, *_libraries(python)):
+        for file in (python, *_libraries(python, library)):
             archive.add(file, str(file))
         for folder, folders, files in os.walk(library):
             folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
@@ -96,11 +93,8 @@ def serving_base(layout: Path) -> str:
     return f"oci:{layout}@{hand_image(layout, body.getvalue(), config=config)}"
 
 
-def _libraries(program: Path) -> set[Path]:
-    """The shared libraries of a program and of the extension modules that a server needs, as ldd(1) names them."""
-    modules = [program, *(Path(m.__file__) for m in (_socket, select, math) if getattr(m, "__file__", ""))]
-    said = "".join(
-        subprocess.run(["ldd", str(one)], capture_output=True, text=True, check=True).stdout
-        for one in modules
-    )
-    return {Path(path) for path in re.findall(r"(/\S+\.so\S*)", said)}
+def _libraries(program: Path, library: Path) -> set[Path]:
+    """The shared libraries of a program and of Python's extension modules, as ldd(1) names them."""
+    asked = ["ldd", str(program), *map(str, (library / "lib-dynload").glob("*.so"))]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout
+    return {Path(path) for path in re.findall(r"(/\S+\.so\S*) \(0x", said)}

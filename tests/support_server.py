@@ -67,6 +67,7 @@ class Model:
             fails = self.random.random() < self.knobs.get("error_rate", 0)
         if self.asked > self.knobs.get("die_after", float("inf")):
             os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(137)  # the first process of a container cannot kill itself
         time.sleep(self.knobs.get("latency_s", 0))
         if fails:
             return self.knobs.get("status", 500), {"error": "as told"}

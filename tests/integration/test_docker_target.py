@@ -42,6 +42,7 @@ class World:
 
     def __init__(self, folder: Path, **changes):
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.changes = {**fake.QUICK, **PORTS, **support_docker.settings(), **changes}
         self.inputs = {"data/rows": fake.rows(folder), "evaluate/predictions": fake.predictions(folder)}
 

@@ -158,13 +158,15 @@ def test_one_version_is_kept_warm_and_an_older_one_is_started_again_for_a_rollba
 
 
 @pytest.mark.parametrize(
-    ("knobs", "reason"),
+    ("world", "knobs", "reason"),
     [
-        ({"error_rate": 0.3}, "error rate"),
-        ({"error_rate": 0.3, "status": 503}, "error rate"),
-        ({"error_rate": 0.3, "status": 400}, "extra error rate"),
-        ({"latency_s": 0.3}, "extra slow rate"),
+        ("local", {"error_rate": 0.3}, "error rate"),
+        ("local", {"error_rate": 0.3, "status": 503}, "error rate"),
+        ("local", {"error_rate": 0.3, "status": 400}, "extra error rate"),
+        ("local", {"latency_s": 0.3}, "extra slow rate"),
+        pytest.param("docker", {"error_rate": 0.3}, "error rate", marks=support_engine.SLOW),
     ],
+    indirect=["world"],
 )
 def test_worse_version_is_rolled_back_by_itself(world, knobs, reason):
     first, worse = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2, **knobs)

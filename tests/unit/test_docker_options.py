@@ -33,7 +33,7 @@ def _options(**changes) -> dict:
 
 def test_server_is_asked_for_as_the_image_of_tf_serving_understands_it():
     """Its entrypoint runs `tensorflow_model_server --port=8500 --rest_api_port=8501 --model_name=${MODEL_NAME}
-    --model_base_path=${MODEL_BASE_PATH}/${MODEL_NAME} "$@"`, MODEL_BASE_PATH being /models; it has no curl and no Python.
+    --model_base_path=${MODEL_BASE_PATH}/${MODEL_NAME} "$@"`, MODEL_BASE_PATH being /models; it has bash, and no curl.
     """
     options = _options()
     assert options["environment"]["MODEL_NAME"] == "digits"
@@ -202,7 +202,7 @@ def test_what_the_engine_says_is_told_in_the_words_of_docker_ps(monkeypatch):
 
 def test_engine_of_another_machine_is_refused(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "tcp://10.0.0.1:2375")
-    with pytest.raises(ProgramFailed, match="DOCKER_HOST is tcp://10.0.0.1:2375.*this machine's own engine"):
+    with pytest.raises(ProgramFailed, match=r"DOCKER_HOST is tcp://10.0.0.1:2375.*this machine's own engine"):
         engine.address()
 
 

@@ -22,7 +22,7 @@ from pipeline.keys import Signer
 from pipeline.locks import locked
 from pipeline.policy import Policy
 from pipeline.record import Record
-from pipeline.settings import Settings
+from pipeline.settings import ON_THIS_MACHINE, Settings
 from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
 from pipeline.store import Channel, Entry, Store, open_store
 from pipeline.trust import Trust
@@ -100,7 +100,7 @@ class Runner:
     @cached_property
     def trust(self) -> Trust:
         """Whose records count: those of trust/, and on a laptop its own for its own target and store."""
-        at_home = self.settings.target.kind == "local" and self.settings.store.startswith("file:")
+        at_home = self.settings.target.kind in ON_THIS_MACHINE and self.settings.store.startswith("file:")
         own = self.signer if at_home and ci.vendor() == ci.LAPTOP and self.signer.is_own else None
         return Trust.load(self.paths.root, own)
 
@@ -369,7 +369,7 @@ def check_clock(channel: Channel) -> None:
 
 
 def refuse_unprotected(wanted: set[str]) -> None:
-    """Only protected refs train, publish or deploy. A laptop may, for its own local target."""
+    """Only protected refs train, publish or deploy. A laptop may, for its own target."""
     if ci.vendor() == ci.LAPTOP or (ci.is_protected() and not ci.is_merge_request()):
         return
     allowed = {"train"} if ci.is_merge_request() else set()

@@ -18,6 +18,8 @@ STAGE_NAMES = (
     "check", "data", "train", "evaluate", "export", "image", "scan", "publish", "staging", "approve", "canary",
 )  # fmt: skip
 """What a channel may demand a record of (pipeline/stages.py, without what feeds production itself)."""
+ON_THIS_MACHINE = ("local", "docker")
+"""The kinds of target that run nowhere but here; what a laptop's own key signs counts for these alone."""
 _BY_DIGEST = r"|([a-z0-9._/:-]+@)?sha256:[0-9a-f]{64}"
 _SAYS_BY_DIGEST = "NAME@sha256:DIGEST, or sha256:ID of an image that this engine has, or empty"
 _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"

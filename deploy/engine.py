@@ -11,7 +11,6 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import ProgramFailed
 
@@ -124,11 +123,3 @@ def labelled(labels: Mapping[str, str]) -> list[Container]:
     if status != 200:
         raise silent(f"it answered {status} when asked for its containers: {said}")
     return [Container(one["Id"], one["Names"][0].removeprefix("/")) for one in said if one.get("Names")]
-
-
-def here() -> bool:
-    """Whether an engine answers on this machine."""
-    try:
-        return Path(address().removeprefix("unix://")).exists() and ask("GET", "/version")[0] == 200
-    except ProgramFailed:
-        return False

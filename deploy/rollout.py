@@ -140,7 +140,9 @@ def canary(context: Context) -> Result:
         with _load(context, here) as load:
             step = walk.run()
             told = load.told()
-            if step.move is not Move.PASS:
+            if step.move is Move.PASS:
+                here.target.keep(walk.candidate)
+            else:
                 here.back()
     except BaseException:
         here.abandon()

@@ -2,12 +2,12 @@
 
 import functools
 import io
-import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests import support_engine
@@ -74,27 +74,60 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8501), Handler).serve_forever()
 
 
 def serving_base(layout: Path) -> str:
-    """A base image with a server, made of this machine's own Python, in a layout; as image.base names it."""
+    """A base image with a server, in a layout; as image.base names it."""
     python, prefix = Path(sys.executable).resolve(), Path(sys.base_prefix)
-    library = prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    left_out = ("site-packages", "dist-packages", "test", "__pycache__", "idlelib", "tkinter", "ensurepip")
-    body = io.BytesIO()
-    with tarfile.open(fileobj=body, mode="w", dereference=True) as archive:
-        for file in (python, *_libraries(python, library)):
-            archive.add(file, str(file))
-        for folder, folders, files in os.walk(library):
-            folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
-            for name in files:
-                archive.add(Path(folder, name), str(Path(folder, name)))
     config = {
         "Entrypoint": [str(python), "-c", _STATUS_SERVER],
         "Env": ["MODEL_NAME=model", f"PYTHONHOME={prefix}"],
     }
-    return f"oci:{layout}@{hand_image(layout, body.getvalue(), config=config)}"
+    return f"oci:{layout}@{hand_image(layout, _python_layer(), config=config)}"
 
 
-def _libraries(program: Path, library: Path) -> set[Path]:
-    """The shared libraries of a program and of Python's extension modules, as ldd(1) names them."""
-    asked = ["ldd", str(program), *map(str, (library / "lib-dynload").glob("*.so"))]
-    said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout
+def fake_and_envoy(layout: Path) -> str:
+    """An image with both tests/support_server.py and Envoy, without Docker's help; its digest in the layout."""
+    import envoy
+    import grpc
+    import typing_extensions
+
+    python, prefix = Path(sys.executable).resolve(), Path(sys.base_prefix)
+    program = Path(envoy.__file__).parent / "_bin/envoy"
+    more = {
+        "/usr/local/bin/envoy": program,
+        "/fake/server.py": ROOT / "tests/support_server.py",
+        "/fake/typing_extensions.py": Path(typing_extensions.__file__),
+        "/fake/grpc": Path(grpc.__file__).parent,
+    }
+    config = {
+        "Entrypoint": [str(python), "-B", "/fake/server.py", "image"],
+        "Env": [f"PYTHONHOME={prefix}", "PATH=/usr/local/bin"],
+    }
+    return hand_image(layout, _python_layer(more), config=config)
+
+
+def _python_layer(more: Mapping[str, Path] | None = None) -> bytes:
+    """A layer with this machine's own Python and the libraries that it needs; `more` are further files and folders."""
+    python, prefix = Path(sys.executable).resolve(), Path(sys.base_prefix)
+    library = prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    left_out = ("site-packages", "dist-packages", "test", "__pycache__", "idlelib", "tkinter", "ensurepip")
+    files = [python, *(more or {}).values()]
+    body = io.BytesIO()
+
+    def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        name = Path(entry.name).name
+        return None if name in left_out or name.startswith("config-") else entry
+
+    with tarfile.open(fileobj=body, mode="w", dereference=True) as archive:
+        for file in {python, *_libraries(*files, library / "lib-dynload"), library}:
+            archive.add(file, str(file), filter=kept)
+        for name, file in (more or {}).items():
+            archive.add(file, name, filter=kept)
+    return body.getvalue()
+
+
+def _libraries(*roots: Path) -> set[Path]:
+    """The shared libraries of programs and of all extension modules below folders, as ldd(1) names them."""
+    files = [file for root in roots for file in (root.rglob("*.so") if root.is_dir() else [root])]
+    said = subprocess.run(
+        ["ldd", *map(str, files)], capture_output=True, text=True, timeout=60, check=False
+    ).stdout
     return {Path(path) for path in re.findall(r"(/\S+\.so\S*) \(0x", said)}

@@ -69,7 +69,7 @@ class Target(Protocol):
         """Whether it was started as this target starts versions now; another kind, or other options, say no."""
 
     def keep(self, version: Version) -> None:
-        """Takes note that a version serves for good: where this target can, it outlasts crashes and reboots now."""
+        """Takes note that a version was found good: from now on it outlasts crashes and reboots, where that can be."""
 
     def alive(self, version: Version) -> bool:
         """Whether this very process still runs."""

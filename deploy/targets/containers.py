@@ -20,7 +20,7 @@ MODEL, ENVIRONMENT, VERSION, DIGEST, STATE, ROLE = (
     f"dev.tidegate.{name}" for name in ("model", "environment", "version", "digest", "state", "role")
 )
 LASTING = {"Name": "unless-stopped"}
-"""What a container gets once it serves for good. One that is still judged must stay dead when it dies."""
+"""What a container gets once it was found good. One that is still judged must stay dead when it dies."""
 ROUTER_FOLDER = "/etc/tidegate"
 _NOBODY = 65_532  # who runs in the container where root runs the pipeline
 # More threads than any of our servers starts: TensorFlow has pools of one per core, gRPC and REST four per core.

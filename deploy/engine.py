@@ -11,6 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import ProgramFailed
 
@@ -44,12 +45,12 @@ def silent(why: object) -> EngineSilent:
     )
 
 
-def ask(method: str, path: str, timeout_s: float = _ASK_S) -> tuple[int, dict | list]:
+def ask(method: str, path: str, timeout_s: float = _ASK_S) -> tuple[int, Any]:
     """The status and the document of an answer; {} for one without. Raises EngineSilent where none comes."""
     import http.client  # takes 20 ms to import; where no container runs it is not needed
 
     class Connection(http.client.HTTPConnection):
-        def connect(self):
+        def connect(self) -> None:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(self.timeout)
             self.sock.connect(address().removeprefix("unix://"))

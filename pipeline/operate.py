@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pipeline import ci, digest, key, trees
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
@@ -22,7 +23,7 @@ CHANNELS = ("staging", "production")
 _LOOKED_BACK = 100
 
 
-def _targets():
+def _targets() -> Any:
     return importlib.import_module("deploy.targets")
 
 
@@ -187,7 +188,7 @@ def break_glass(runner: Runner, reason: str) -> str:
     runner.recall(needed(["publish"]))
     made = runner.done["publish"]
     with deployment_lock(runner.paths.state):
-        production = runner.store.channel("production")
+        production = runner.heads.channel("production")
         goal = runner.entry(production, BREAK_GLASS)
         return _put_live(runner, BREAK_GLASS, production, goal, {"publish": made.sha256}, reason.strip())
 
@@ -222,7 +223,7 @@ def followed_up(runner: Runner, entry: Entry) -> str:
     key_of = digest.of_json({"reads": {}, "break-glass": entry.evidence})
     for sha256 in runner.store.records(FOLLOW_UP.name, key_of):
         node = runner.policy.examine(FOLLOW_UP.name, sha256)
-        if node.faults or node.record.needs.get("break-glass") != entry.evidence:
+        if node.faults or not node.record or node.record.needs.get("break-glass") != entry.evidence:
             continue
         by = {one.stage: one.key.name for one in node.walk() if one.key}
         if by[FOLLOW_UP.name] != by.get(BREAK_GLASS.name) or by[FOLLOW_UP.name] == OWN:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pipeline import attachments, ci, config, digest, key, record, trees
+from pipeline import attachments, ci, config, digest, key, pins, record, trees
 from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
 from pipeline.execution import Executor, Paths, Work, decided_of, now
+from pipeline.heads import Heads
 from pipeline.keys import Signer
 from pipeline.locks import locked
 from pipeline.policy import Policy
@@ -57,6 +59,13 @@ class Plan:
     hit: Record | None
     why: tuple[str, ...]
 
+    @property
+    def held(self) -> Record:
+        """The record of a hit. Asking for it without one is a bug."""
+        if self.hit is None:
+            raise RuntimeError(f"{self.stage.name} holds no record for {self.key[:12]}")
+        return self.hit
+
 
 @dataclass
 class Runner:
@@ -76,9 +85,11 @@ class Runner:
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
-    def open(cls, paths: Paths, **options) -> Runner:
+    def open(cls, paths: Paths, **options: Any) -> Runner:
         """A runner for the settings file as it is now."""
         settings = config.load(paths.settings)
+        if ci.is_protected():
+            pins.refuse_moving(settings)
         if ci.is_merge_request():
             settings = config.smoke(settings)
         store = open_store(settings.store, paths.root)
@@ -116,13 +127,17 @@ class Runner:
     def channel(self, name: str) -> Channel:
         """A channel whose live entry is what a trusted key signed; with it all before, which it names by digest.
 
-        Raises IntegrityError for one that somebody changed in the store.
+        Raises IntegrityError for one that somebody changed in the store, or cut short since this machine looked.
         """
-        channel = self.store.channel(name)
+        channel = self.heads.channel(name)
         if channel.live and self.must_sign:
-            seen = f"entry:{name}:{channel.head}:{self.trust.digest}"
-            self.digests.remember(seen, lambda: self.policy.accept(name, channel.live))
+            seen, live = f"entry:{name}:{channel.head}:{self.trust.digest}", channel.live
+            self.digests.remember(seen, lambda: self.policy.accept(name, live))
         return channel
+
+    @cached_property
+    def heads(self) -> Heads:
+        return Heads(self.paths.state, self.store)
 
     @cached_property
     def executor(self) -> Executor:
@@ -185,7 +200,7 @@ class Runner:
                 print(f"  runs because {'; '.join(plan.why[:3])}", file=sys.stderr, flush=True)
                 made = self._run(plan)
         else:
-            made = plan.hit
+            made = plan.held
             self.restore(made)
         self.done[stage.name] = made
         self.rows.append(row_of(made, cached=not plan.why))

@@ -8,6 +8,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from train import model, runtime  # noqa: F401  model registers its layers
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
-def save(keras_model, folder: Path) -> None:
+def save(keras_model: Any, folder: Path) -> None:
     """Writes the model's architecture and weights below `folder`, which must not exist."""
-    arrays = {f"{number:04d}:{w.path}": np.asarray(w) for number, w in enumerate(keras_model.weights)}
+    arrays: dict[str, Any] = {
+        f"{number:04d}:{w.path}": np.asarray(w) for number, w in enumerate(keras_model.weights)
+    }
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     folder.mkdir()
@@ -27,7 +30,7 @@ def save(keras_model, folder: Path) -> None:
     (folder / "weights.npz").write_bytes(buffer.getvalue())
 
 
-def load(folder: Path):
+def load(folder: Path) -> Any:
     """The Keras model that `save` wrote. Custom layers are those that `train.model` registers."""
     runtime.tensorflow()
     import keras

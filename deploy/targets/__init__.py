@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from deploy.engine import Container
 from deploy.handles import Handle
@@ -59,11 +60,11 @@ def down(settings: Settings, state: Path) -> list[str]:
     return stopped + Local(settings, state, "").sweep((), everything=True)
 
 
-def _handles(now) -> list[Handle]:
+def _handles(now: Any) -> list[Handle]:
     return [one.version.process for one in now.placed] + ([now.router.process] if now.router else [])
 
 
-def _look(settings: Settings, now, name: str) -> list[dict]:
+def _look(settings: Settings, now: Any, name: str) -> list[dict]:
     from deploy import standing
 
     counts, answers = {}, False
@@ -124,7 +125,7 @@ def _told(seen: Mapping) -> dict:
     }
 
 
-def _drain(settings: Settings, here) -> None:
+def _drain(settings: Settings, here: Any) -> None:
     """Closes the public ports, and waits for what is being answered."""
     router = here.now.router
     if not router or not router.serving():
@@ -138,7 +139,7 @@ def _drain(settings: Settings, here) -> None:
         return  # it ended meanwhile; its connections with it
 
 
-def _stop(here) -> list[str]:
+def _stop(here: Any) -> list[str]:
     stopped = []
     for one in here.now.placed:
         if here.target.alive(one.version):

@@ -70,8 +70,12 @@ class Docker:
         return version.process.alive()
 
     def hangs(self, version: Version) -> bool:
-        """Whether it does not answer, though it may run."""
-        return standing.hangs("127.0.0.1", version.rest, self.settings.model)
+        """Whether it does not answer, though it may run. One that the engine has just started again is waited for."""
+        if not standing.hangs("127.0.0.1", version.rest, self.settings.model):
+            return False
+        if isinstance(version.process, Container) and _loads(version.process):
+            return bool(readiness.trouble(self, version, self.settings))
+        return True
 
     def stop(self, version: Version, grace_s: float) -> None:
         """Ends and removes a container, by force after `grace_s` seconds; its log is kept in `logs/`."""
@@ -147,7 +151,7 @@ class Docker:
     def _begun(self, version: Version, last: bool) -> bool:
         """Starts a container; False, and nothing is left of it, where another program took its port meanwhile."""
         try:
-            _start(version.process)
+            _start(_container(version))
             return True
         except Refused as error:
             version.process.stop(0)
@@ -165,7 +169,8 @@ class Docker:
             said = readiness.trouble(self, version, self.settings)
             if not said:
                 return
-            end, words = _end(version.process, self.settings), _last_words(version.process, _LAST_LINES)
+            handle = _container(version)
+            end, words = _end(handle, self.settings), _last_words(handle, _LAST_LINES)
         except BaseException:
             with contextlib.suppress(ProgramFailed):
                 self.stop(version, 1)
@@ -182,12 +187,19 @@ class Docker:
     def _keep_log(self, version: Version) -> None:
         """Appends what a container wrote to a file: the engine forgets it with the container."""
         try:
-            written = _words(version.process, _KEPT_LINES, timestamps=True)
+            written = _words(_container(version), _KEPT_LINES, timestamps=True)
         except ProgramFailed:
             return
         self.log.mkdir(parents=True, exist_ok=True)
         with self._log_of(version).open("ab") as file:
             file.write(written)
+
+
+def _container(version: Version) -> Container:
+    """The container of a version that this target started."""
+    if not isinstance(version.process, Container):
+        raise TypeError(f"{version.name} runs in no container")
+    return version.process
 
 
 def _start(handle: Container) -> None:
@@ -202,6 +214,12 @@ def _words(handle: Container, lines: int, timestamps: bool = False) -> bytes:
 
 def _last_words(handle: Container, lines: int) -> str:
     return _words(handle, lines).decode(errors="replace").strip() or "it said nothing"
+
+
+def _loads(handle: Container) -> bool:
+    """Whether its health is not known yet: it was started, or started again, and may still load its model."""
+    state = (handle.look() or {}).get("State", {})
+    return not state.get("Paused") and (state.get("Health") or {}).get("Status") == "starting"
 
 
 def _end(handle: Container, settings: Settings) -> str:

@@ -19,9 +19,7 @@ def lend(layout: Layout, image: Image, name: str) -> Iterator[str]:
 
     The manifest's bytes are verified by whoever loaded it, the blobs' by the engine that fetches them.
     """
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.lent = _Lent(layout, image, f"/v2/{name}/")
+    server = _Server(_Lent(layout, image, f"/v2/{name}/"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -41,8 +39,17 @@ class _Lent:
         self.blobs = {f"{top}blobs/{blob.digest}": blob for blob in image.blobs}
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, lent: _Lent):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.lent = lent
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: _Server
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
@@ -51,7 +58,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
-        lent: _Lent = self.server.lent
+        lent = self.server.lent
         if self.path == "/v2/":
             self._head(200, "application/json", 2)
             self.wfile.write(b"{}" if with_body else b"")

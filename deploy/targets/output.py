@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from deploy.engine import Container
 from deploy.handles import Handle
@@ -93,7 +94,7 @@ def _of_file(writer: Writer, tail: int, follow: bool) -> Iterator[str]:
             yield from _split(_more(writer, file))
 
 
-def _more(writer: Writer, file) -> Iterator[bytes]:
+def _more(writer: Writer, file: BinaryIO) -> Iterator[bytes]:
     while True:
         lives = writer.handle is not None and writer.handle.alive()
         chunk = file.read()

@@ -1,7 +1,9 @@
 """The Docker SDK, whose failures become ours. It is imported when a container is made, and not before."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
 from deploy import engine
 from pipeline.errors import ProgramFailed
@@ -18,14 +20,15 @@ class Refused(ProgramFailed):
 
 
 @contextlib.contextmanager
-def speaking(doing: str, timeout_s: float | None = _ASK_S) -> Iterator:
+def speaking(doing: str, timeout_s: float | None = _ASK_S) -> Iterator[Any]:
     """A client of this machine's engine (docker.DockerClient), for doing what `doing` says.
 
     Raises Refused with the engine's own words, or EngineSilent where there is no answer.
     """
     import requests
 
-    import docker
+    # Not by an import: type checkers take the repository's folder docker/ for it.
+    docker = importlib.import_module("docker")
 
     client = None
     try:

@@ -273,13 +273,13 @@ def ready(
 
     def look() -> Router | None:
         if not process.alive():
-            raise ProgramFailed(f"Envoy ended as it started: {(words or _last_line)(plan.log)} ({plan.log})")
+            raise ProgramFailed(f"Envoy ended as it started: {(words or _last_line)(plan.log)}")
         where = admin()
         router = Router(plan.folder, process, where, *public)
         return router if where and router.serving() else None
 
     try:
-        return _await(look, _START_S, f"Envoy did not answer within {_START_S:g} s; {plan.log} says more")
+        return _await(look, _START_S, f"Envoy ({process}) did not answer within {_START_S:g} s; {plan.log} says more")
     except BaseException:
         process.stop(1)
         raise
@@ -319,4 +319,4 @@ def _quote(pattern: str) -> str:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "it said nothing"
+    return f"{lines[-1] if lines else 'it said nothing'} ({log})"

@@ -71,12 +71,12 @@ class Walk:
         )
         return output
 
-    def kill_when(self, sign: signal.Signals, ready, *arguments: str) -> tuple[int, str]:
+    def kill_when(self, sign: signal.Signals, ready, *arguments: str, **environ: str) -> tuple[int, str]:
         """Starts a command, sends a signal to it once `ready()` holds; returns its exit status and output.
 
         SIGKILL goes to its whole group and to the stage's process, as when a machine loses power.
         """
-        child = self.start(*arguments)
+        child = self.start(*arguments, **environ)
         deadline = time.monotonic() + 300
         while not ready() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)

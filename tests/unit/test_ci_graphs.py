@@ -136,6 +136,10 @@ GITLAB_CHANGES: dict[str, Change] = {
     "no coverage report": drop("check/artifacts/reports/coverage_report"),
     "the last job waits for less": drop("complete/needs/3"),
     "a rollback that is tried again": drop("rollback/retry"),
+    "a training that is tried again after a refusal": put("train/retry/when", ["always"]),
+    "a deployment that is tried again though it may go on": put(
+        "canary/retry", {"max": 1, "when": ["stuck_or_timeout_failure"]}
+    ),
     "a rollback that waits": add("rollback/needs", {"job": "promote", "artifacts": False}),
     "upkeep beside the walk": put("gc/rules/0/if", '$CI_COMMIT_REF_PROTECTED == "true"'),
     "the walk beside upkeep": put("scan/rules", [{"if": '$CI_COMMIT_REF_PROTECTED == "true"'}]),

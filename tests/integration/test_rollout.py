@@ -300,7 +300,7 @@ def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world
     world.release(first)
     _, evidence = world.canary(second)
     judged = world.by_role()["candidate"]
-    fake.kill(judged["pid"])
+    fake.end(read(world.state, "production").by_role("candidate").version.process)
     result = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
     assert "started again" in result.sentence
     assert who(world.by_role()["stable"]) != who(judged)

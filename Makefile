@@ -14,7 +14,7 @@ STAGES := check data train evaluate export image scan publish staging canary pro
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: help setup ci-local test fix lock update gc recheck bench doctor status logs history plan approve rollback down clean $(STAGES)
+.PHONY: examine help setup ci-local test fix lock update gc recheck bench doctor status logs history plan approve rollback down clean $(STAGES)
 
 help: ## This menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(LOCKED) ## All tests: unit, integration, end to end
 
 $(STAGES): $(LOCKED)
 	@$(PYTHON) -m pipeline run $@
+
+examine: $(LOCKED) ## Run Trivy over the image in build/, without any key; `make scan` judges what it found
+	@$(PYTHON) -m pipeline examine
 
 # What is in no stage's key (documents, settings) is looked at each time, in half a second.
 check: rest

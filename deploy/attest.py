@@ -31,6 +31,7 @@ from deploy.attestations import (
     KEY_ID_NOTE,
     MANIFEST_BYTES_AT_MOST,
     Attestation,
+    document_referrer,
     in_bundle,
     in_envelope,
     listed,
@@ -103,7 +104,7 @@ def attach(
     if not fitting:
         return []
     with _opened(registry, say, root, state) as place:
-        attached = _refer(place, image, [(each.bundle(), each.predicate_type) for each in fitting])
+        attached = _refer(place, image, [_bundle(each.bundle(), each.predicate_type) for each in fitting])
         _merge(place, tag_of(image, ".att"), MANIFEST, lambda body: with_layers(body, fitting))
     say(f"{len(fitting)} attestations are attached to {image[:19]} in {registry}")
     return attached
@@ -118,8 +119,28 @@ def attach_bundle(
     """
     predicate_type = in_bundle(bundle, f"the bundle for {image}").predicate_type
     with _opened(registry, say, root, state) as place:
-        [attached] = _refer(place, image, [(bundle, predicate_type)])
+        [attached] = _refer(place, image, [_bundle(bundle, predicate_type)])
     say(f"{predicate_type} is attached to {image[:19]} in {registry}")
+    return attached
+
+
+def attach_documents(
+    registry: str,
+    image: str,
+    documents: Sequence[tuple[str, str, bytes]],
+    say: Say,
+    *,
+    root: Path = Path(),
+    state: Path | None = None,
+) -> list[str]:
+    """Attaches plain documents, each a name, a media type and its bytes, as SBOMs are. The rest is as with `attach`."""
+    refers = [
+        (content, lambda subject, c=content, m=media_type, n=name: document_referrer(subject, c, m, n))
+        for name, media_type, content in documents
+    ]
+    with _opened(registry, say, root, state) as place:
+        attached = _refer(place, image, refers)
+    say(f"{', '.join(name for name, _, _ in documents)} are attached to {image[:19]} in {registry}")
     return attached
 
 
@@ -143,18 +164,31 @@ def fetch_bundles(registry: str, image: str, predicate_type: str, *, root: Path 
     return [body for name, body in reader.bundles() if in_bundle(body, name).predicate_type == predicate_type]
 
 
-def _refer(place: Place, image: str, bundles: Sequence[tuple[bytes, str]]) -> list[str]:
-    """Lets bundles, each with its predicate type, refer to the image; the digests of the manifests that do."""
+def fetch_documents(registry: str, image: str, media_type: str, *, root: Path = Path()) -> list[bytes]:
+    """The documents of one media type that refer to an image, each verified against its digest. See `fetch`."""
+    return [body for _, body in _Reader(_place(registry, root), image).referring(media_type)]
+
+
+# What is to be attached: its bytes, and how the manifest is made that lets it refer to an image.
+_Referring = tuple[bytes, Callable[[Descriptor], tuple[Descriptor, bytes]]]
+
+
+def _bundle(bundle: bytes, predicate_type: str) -> _Referring:
+    return bundle, lambda subject: referrer(subject, bundle, predicate_type)
+
+
+def _refer(place: Place, image: str, contents: Sequence[_Referring]) -> list[str]:
+    """Lets bundles and documents refer to the image; the digests of the manifests that do."""
     tag = tag_of(image)
     body = place.manifest(image)
     subject = Descriptor(parse_json(body, image).get("mediaType") or MANIFEST, image, len(body))
     there, kept_by_registry = _referrers(place, image)
     known = {each.digest for each in there}
     made = []
-    for bundle, predicate_type in bundles:
-        entry, manifest = referrer(subject, bundle, predicate_type)
+    for content, refer in contents:
+        entry, manifest = refer(subject)
         if entry.digest not in known:
-            place.keep(bundle)
+            place.keep(content)
             place.keep(EMPTY_CONFIG)
             place.publish(manifest, MANIFEST)
         made.append(entry)
@@ -211,8 +245,12 @@ class _Reader:
 
     def bundles(self) -> Iterator[tuple[str, bytes]]:
         """The Sigstore bundles that refer to the image, with their digests."""
+        return self.referring(BUNDLE)
+
+    def referring(self, artifact_type: str) -> Iterator[tuple[str, bytes]]:
+        """What of one type refers to the image, with its digest."""
         for manifest in _referrers(self._place, self._image)[0]:
-            if manifest.artifact_type == BUNDLE:
+            if manifest.artifact_type == artifact_type:
                 self._charge(manifest)
                 for layer in listed(self._place.manifest(manifest.digest), "layers"):
                     yield layer.digest, self._read(layer)

@@ -153,6 +153,27 @@ def referrer(subject: Descriptor, bundle: bytes, predicate_type: str) -> tuple[D
     return Descriptor(MANIFEST, of_bytes(body), len(body), notes, BUNDLE), body
 
 
+def document_referrer(
+    subject: Descriptor, content: bytes, media_type: str, title: str
+) -> tuple[Descriptor, bytes]:
+    """The manifest by which a plain document, as an SBOM, refers to an image: how it is listed, and its bytes.
+
+    Its artifact type is the document's media type, by which tools such as oras tell what it is.
+    """
+    notes = {"org.opencontainers.image.title": title}
+    body = encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": media_type,
+            "config": Descriptor(EMPTY, of_bytes(EMPTY_CONFIG), len(EMPTY_CONFIG)).document(),
+            "layers": [Descriptor(media_type, of_bytes(content), len(content), notes).document()],
+            "subject": subject.document(),
+        }
+    )
+    return Descriptor(MANIFEST, of_bytes(body), len(body), artifact_type=media_type), body
+
+
 def with_referrers(body: bytes | None, made: Sequence[Descriptor]) -> tuple[bytes, list[bytes]] | None:
     """The index of a referrers tag with these manifests listed too, and no blobs; None if they are listed."""
     document: Mapping[str, Any] = (

@@ -112,6 +112,12 @@ def _add_runs(command: Callable) -> None:
         help="run nothing; execute N of the stages that hold again, and compare with what is recorded",
     )
     runs.add_argument("--recheck-seed", type=int, metavar="SEED", help="draw the same N as another recheck")
+    command(
+        "examine",
+        "run Trivy over the image in build/, without key or store; `run scan` judges what it found",
+        commands.examine,
+        "examine",
+    )
     command("plan", "show which stages would run, and why", commands.plan, "plan")
     explains = command("explain", "say why a stage would run or not", commands.explain, "explain train")
     explains.add_argument("stage", metavar="STAGE", help=", ".join(BY_NAME))

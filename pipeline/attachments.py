@@ -24,6 +24,24 @@ def attach(registry: str, image: str, envelopes: Sequence[bytes], paths: Paths) 
         _say(f"! the evidence could not be attached to {image[:19]} in {registry}: {error}")
 
 
+SBOMS: Mapping[str, str] = {
+    "sbom.cdx.json": "application/vnd.cyclonedx+json",
+    "sbom.spdx.json": "application/spdx+json",
+}
+"""What of a scan's report is attached as it is, with its media type."""
+
+
+def attach_sboms(registry: str, image: str, report: Path, paths: Paths) -> None:
+    """Attaches the SBOMs in a scan's report to its image, for tools that look for one there."""
+    documents = [(name, kind, (report / name).read_bytes()) for name, kind in SBOMS.items()]
+    try:
+        function("deploy.attest.attach_documents")(
+            registry, image, documents, _say, root=paths.root, state=paths.state
+        )
+    except TidegateError as error:
+        _say(f"! the SBOMs could not be attached to {image[:19]} in {registry}: {error}")
+
+
 def sign_model(registry: str, image: str, folder: Path, signer: Signer, paths: Paths) -> None:
     """Attaches an OpenSSF signature of the SavedModel in `folder`, unless the image has one already."""
     places: Mapping = {"root": paths.root}

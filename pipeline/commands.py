@@ -206,6 +206,20 @@ def rollback(arguments: argparse.Namespace, paths: Paths) -> int:
     return 0
 
 
+def examine(_: argparse.Namespace, paths: Paths) -> int:
+    """Opens neither the store nor a key: it runs what nobody trusts."""
+    from pipeline import config
+    from pipeline.child import function
+
+    settings, build = config.load(paths.settings), paths.build
+    places = function("deploy.examine.Places")(paths.root, paths.state, build / "image/layout")
+    folder = function("deploy.examine.examine")(
+        settings, places, lambda text: print(f"  {text}", file=sys.stderr)
+    )
+    print(folder.relative_to(paths.root))
+    return 0
+
+
 def verify(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import audit
 

@@ -237,7 +237,8 @@ class Executor:
             reason=work.reason,
             reproducible=reproducible,
         )
-        envelope = record.sign(record.statement(made, work.stage.predicate), self.signer.crypto)
+        statement = record.statement(made, work.stage.predicate, result.predicate)
+        envelope = record.sign(statement, self.signer.crypto)
         name = made.finished.replace(":", "").replace("-", "")
         return dataclasses.replace(made, sha256=self.store.add_record(made.stage, made.key, name, envelope))
 

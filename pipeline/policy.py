@@ -15,7 +15,7 @@ from pipeline.errors import GateRefused, IntegrityError
 from pipeline.keys import Signer
 from pipeline.record import Record
 from pipeline.settings import Demand, Settings, TrustedKey
-from pipeline.stages import ALL, BREAK_GLASS, CHAMPION, ROLLBACK, STAGES, Outcome, Stage
+from pipeline.stages import ALL, BREAK_GLASS, OF_CHAMPION, ROLLBACK, STAGES, Outcome, Stage
 from pipeline.store import Entry, Store
 from pipeline.trees import document
 from pipeline.trust import Trust
@@ -200,7 +200,7 @@ class Policy:
         faults = [f"names no record of {name}" for name in demanded if name not in made.needs]
         for output, tree in made.key_parts.get("reads", {}).items():
             producer = behind.get(output.split("/")[0])
-            if f"?{output}" != CHAMPION and (producer is None or producer.outputs.get(output) != tree):
+            if f"?{output}" not in OF_CHAMPION and (producer is None or producer.outputs.get(output) != tree):
                 faults.append(f"read another {output} than the one recorded before it")
         return faults
 

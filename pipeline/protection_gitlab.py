@@ -19,6 +19,7 @@ from pipeline.rest import Api, Refused
 
 RUNNER_TAGS = ("gpu", "deploy")  # as in .gitlab-ci.yml
 ENVIRONMENTS = ("staging", "production")
+SIGNING = ("pipeline", *ENVIRONMENTS)  # whose jobs sign, as in .gitlab-ci.yml
 APPROVING = "production"
 _MAINTAINER = 40
 _ROLE = "It needs the scope read_api and the role Maintainer."
@@ -219,12 +220,20 @@ def signing_key(seen: Seen) -> Iterator[Finding]:
         yield Finding(KEY_VARIABLE, f"{'; '.join(faults)}. {settings}")
     else:
         yield Finding(f"{KEY_VARIABLE} is protected, and a file")
-    if all(entry.get("environment_scope") != "*" for entry in entries):
+    scopes = {value(entry, "environment_scope", str, KEY_VARIABLE) for entry in entries}
+    if "*" in scopes:
         yield Finding(
-            f"{KEY_VARIABLE} in all jobs",
-            "it is for some environments alone, and jobs without one sign too: give it the scope *",
-            optional=True,
+            f"{KEY_VARIABLE} in the jobs that sign alone",
+            "it is for all jobs, and so for the one that runs Trivy, which nobody trusts. "
+            f"{settings}: give it once for each of the environments {', '.join(SIGNING)}, and not for all (*)",
         )
+    elif missing := [name for name in SIGNING if not any(_matches(scope, name) for scope in scopes)]:
+        yield Finding(
+            f"{KEY_VARIABLE} in all jobs that sign",
+            f"it is not given for {', '.join(missing)}. {settings}: give it for these environments too",
+        )
+    else:
+        yield Finding(f"{KEY_VARIABLE} is in the jobs that sign alone")
 
 
 def runners(seen: Seen) -> Iterator[Finding]:

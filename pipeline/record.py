@@ -55,8 +55,8 @@ class Record:
     sha256: str = field(default="", compare=False)
 
 
-def statement(record: Record, predicate_type: str) -> dict:
-    """The in-toto statement of a record."""
+def statement(record: Record, predicate_type: str, more: Mapping | None = None) -> dict:
+    """The in-toto statement of a record; `more` are members of its predicate that only the stage knew."""
     content = asdict(record)
     del content["sha256"]
     subjects = [{"name": name, "digest": {"sha256": digest}} for name, digest in record.outputs.items()]
@@ -67,7 +67,7 @@ def statement(record: Record, predicate_type: str) -> dict:
         "_type": STATEMENT,
         "subject": subjects,
         "predicateType": predicate_type,
-        "predicate": {**predicate, "tidegate": content},
+        "predicate": {**predicate, **(more or {}), "tidegate": content},
     }
 
 

@@ -26,7 +26,17 @@ from pipeline.locks import locked
 from pipeline.policy import Policy
 from pipeline.record import Record
 from pipeline.settings import ON_THIS_MACHINE, Settings
-from pipeline.stages import BY_NAME, CHAMPION, STAGES, Context, Decided, Facts, Outcome, Stage
+from pipeline.stages import (
+    BY_NAME,
+    CHAMPION,
+    CHAMPION_REPORT,
+    STAGES,
+    Context,
+    Decided,
+    Facts,
+    Outcome,
+    Stage,
+)
 from pipeline.store import Channel, Entry, Store, open_store
 from pipeline.trust import Trust
 
@@ -196,6 +206,19 @@ class Runner:
         others = (e for e in self.channel("production").newest_first() if e.model != candidate)
         return next(others, None)
 
+    def _champion_report(self) -> str | None:
+        """The tree digest of what the scan of the champion found; None where there is no champion."""
+        champion = self.champion()
+        if champion is None:
+            return None
+
+        def found() -> str | None:
+            behind = self.policy.examine(champion.why, champion.evidence, champion.image)
+            scans = [node.record for node in behind.walk() if node.stage == "scan" and node.record]
+            return scans[0].outputs.get("scan/report") if scans else None
+
+        return self.digests.remember(f"report:{champion.evidence}:{self.trust.digest}", found)
+
     def _step(self, stage: Stage) -> None:
         """One stage: a hit is restored, anything else runs."""
         plan = self.plan(stage)
@@ -255,10 +278,14 @@ class Runner:
         registry = self.settings.publish.registry
         attachments.attach(registry, made.digest, envelopes, self.paths)
         if stage.name == "publish":
-            name = "export/savedmodel"
-            tree = self.done["export"].outputs[name]
-            folder = trees.place(tree, self.paths.build / name, self.store, self.digests)
-            attachments.sign_model(registry, made.digest, folder, self.signer, self.paths)
+            model, report = self._output("export/savedmodel"), self._output("scan/report")
+            attachments.attach_sboms(registry, made.digest, report, self.paths)
+            attachments.sign_model(registry, made.digest, model, self.signer, self.paths)
+
+    def _output(self, name: str) -> Path:
+        """The folder of an output of a stage that is done, restored where it is not there."""
+        tree = self.done[name.split("/")[0]].outputs[name]
+        return trees.place(tree, self.paths.build / name, self.store, self.digests)
 
     def enter(self, channel: Channel, entry: Entry, work: Work) -> Record:
         """Runs a stage that feeds a channel, and moves the channel once it passed.
@@ -366,6 +393,8 @@ class Runner:
             if name == CHAMPION:
                 champion = self.champion()
                 yield name.lstrip("?"), champion.savedmodel if champion else None
+            elif name == CHAMPION_REPORT:
+                yield name.lstrip("?"), self._champion_report()
             else:
                 yield name, self.done[name.split("/")[0]].outputs[name]
 

@@ -146,6 +146,13 @@ class Scan:
 
     fail_on: tuple[str, ...] = option(choices=SEVERITIES)
     fail_on_licenses: tuple[str, ...] = option(choices=SEVERITIES)
+    new_unfixable: str = option(choices=("stop", "report"))
+    inherited_fixable: str = option(choices=("stop", "report"))
+    inherited_unfixable: str = option(choices=("stop", "report"))
+    also: tuple[str, ...] = option(
+        pattern=r"(oci:[^@\s]+|[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+)@sha256:[0-9a-f]{64}",
+        says="oci:PATH@sha256:DIGEST or HOST[:PORT]/NAME@sha256:DIGEST",
+    )
     ignore_file: str = option()
     database: str = option()
     database_age_days: Bound = option(only="at_most")

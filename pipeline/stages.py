@@ -50,7 +50,8 @@ class Result:
 
     `numbers` go into the record and the metrics report; `decided` and `digest` into the
     closing table; `digest` names what the stage made (`sha256:…`) where it has a name of
-    its own, as an image has. `warnings` are repeated loudly at the end.
+    its own, as an image has. `warnings` are repeated loudly at the end. `predicate` holds members of the
+    record's predicate that only the stage knows.
     """
 
     outcome: Outcome
@@ -59,6 +60,7 @@ class Result:
     decided: Decided | None = None
     digest: str = ""
     warnings: tuple[str, ...] = ()
+    predicate: Mapping = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ class Context:
 
 
 CHAMPION = "?champion/savedmodel"
-"""Read by stages that compare with what production serves; absent while nothing was ever promoted."""
+CHAMPION_REPORT = "?champion/report"
+"""Read by stages that compare with what production serves: its SavedModel, and what its scan found. Absent while
+nothing was ever promoted."""
+OF_CHAMPION = (CHAMPION, CHAMPION_REPORT)
 
 Function = Callable[[Context], Result]
 
@@ -126,8 +131,8 @@ Function = Callable[[Context], Result]
 class Stage:
     """A row of the table.
 
-    `function` is the dotted name of what the runner calls. `reads` are outputs of other stages; CHAMPION
-    may be absent. `gates` are stages that must have passed before, whose outputs are not read. `settings`
+    `function` is the dotted name of what the runner calls. `reads` are outputs of other stages; those
+    OF_CHAMPION may be absent. `gates` are stages that must have passed before, whose outputs are not read. `settings`
     are the parts of pipeline.yaml that the stage reads, `files` what it reads of the repository beside
     the import closure of its function (`settings:NAME` is the file that a setting names); both are in its
     key, as is the kind of accelerator with `hardware`.
@@ -166,7 +171,7 @@ class Stage:
     @property
     def producers(self) -> tuple[str, ...]:
         """The stages whose outputs it reads."""
-        named = {read.split("/")[0] for read in self.reads if read != CHAMPION}
+        named = {read.split("/")[0] for read in self.reads if read not in OF_CHAMPION}
         return tuple(stage.name for stage in STAGES if stage.name in named)
 
     @property
@@ -177,6 +182,26 @@ class Stage:
 
 
 _TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+_CODE = (
+    "pipeline",
+    "train",
+    "deploy",
+    "serve",
+    "bench",
+    "tests",
+    "scripts",
+    "docker",
+    ".ci",
+    ".github",
+    ".gitlab-ci.yml",
+    ".hadolint.yaml",
+    ".yamllint.yaml",
+    "Makefile",
+    "pyproject.toml",
+    "requirements-override.txt",
+    "requirements.in",
+    "requirements.txt",
+)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -184,26 +209,7 @@ STAGES: tuple[Stage, ...] = (
         "lint, types, pins, unit tests, coverage",
         "pipeline.check.check",
         outputs=("report",),
-        files=(
-            "pipeline",
-            "train",
-            "deploy",
-            "serve",
-            "bench",
-            "tests",
-            "scripts",
-            "docker",
-            ".ci",
-            ".github",
-            ".gitlab-ci.yml",
-            ".hadolint.yaml",
-            ".yamllint.yaml",
-            "Makefile",
-            "pyproject.toml",
-            "requirements-override.txt",
-            "requirements.in",
-            "requirements.txt",
-        ),
+        files=_CODE,
         settings=("check",),
         predicate=_TEST_RESULT,
     ),
@@ -262,12 +268,12 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "scan",
-        "look for vulnerabilities, secrets, misconfiguration and licences",
+        "judge vulnerabilities, secrets, misconfiguration and licences",
         "deploy.scan.scan",
         outputs=("report",),
-        reads=("image/layout",),
+        reads=("image/layout", CHAMPION_REPORT),
         settings=("scan",),
-        files=("settings:scan.ignore_file",),
+        files=("settings:scan.ignore_file", *_CODE),
         alive="deploy.scan.outdated",
         predicate="https://in-toto.io/attestation/vulns/v0.2",
         protected=True,

@@ -29,8 +29,11 @@ GITLAB_CONDITIONS = {
 }
 BEFORE_GPU = ("nvidia-smi", 'cmp requirements.txt "$VENV/requirements.txt"')
 NO_STAGE = "complete"
+# What runs beside the stages: Trivy, before its findings are judged, and GitHub's copy of them.
+EXAMINE, CODE_SCANNING = "examine", "code-scanning"
+EXAMINATION = "build/examination"
 KEY = "${{ secrets.TIDEGATE_SIGNING_KEY }}"
-PINNED_ACTION = re.compile(r"[\w-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+PINNED_ACTION = re.compile(r"[\w-]+/[\w.-]+(/[\w.-]+)*@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 PINNED_IMAGE = re.compile(r"[\w./:-]+@sha256:[0-9a-f]{64}")
 
 
@@ -63,8 +66,11 @@ def merged(below: dict, above: dict) -> dict:
 
 def resolved(file: dict, name: str) -> dict:
     """A job with all that it extends."""
-    job = file[name]
-    return merged(resolved(file, job["extends"]), job) if "extends" in job else job
+    job, whole = file[name], {}
+    below = job.get("extends", [])
+    for each in [below] if isinstance(below, str) else below:
+        whole = merged(whole, resolved(file, each))
+    return merged(whole, job)
 
 
 def admits(rules: list[dict], event: str) -> dict | None:
@@ -95,7 +101,7 @@ def gitlab_job(file: dict, job: dict, present: dict[str, dict], rule: dict) -> J
         needs=tuple(present[need["job"]]["stage"] for need in needs),
         receives=frozenset(present[need["job"]]["stage"] for need in needs if need["artifacts"]),
         runner=job.get("tags", ["cpu"])[0],
-        environment=environment.get("name", ""),
+        environment=environment.get("name", "").removeprefix("pipeline"),
         manual=rule.get("when") == "manual",
         queues=job.get("resource_group", ""),
         has_timeout="timeout" in job,
@@ -105,7 +111,9 @@ def gitlab_job(file: dict, job: dict, present: dict[str, dict], rule: dict) -> J
 def gitlab_faults(file: dict) -> Iterator[str]:
     """What is true of GitLab's file alone."""
     jobs = {n: resolved(file, n) for n, job in file.items() if "stage" in job and n[0] != "."}
-    if file["stages"] != [*BY_NAME, NO_STAGE, ROLLBACK.name]:
+    names = list(BY_NAME)
+    names.insert(names.index("scan"), EXAMINE)
+    if file["stages"] != [*names, NO_STAGE, ROLLBACK.name]:
         yield f"stages: {file['stages']}"
     for event in ("feature branch", "tag"):
         if gitlab_jobs(file, event):
@@ -121,7 +129,9 @@ def gitlab_faults(file: dict) -> Iterator[str]:
             yield f"{name}: image {job['image']}"
         if job["artifacts"]["expire_in"] != "1 week":
             yield f"{name}: artifacts expire in {job['artifacts']['expire_in']}"
-        if not {".tidegate/store/", ".tidegate/registry/"} <= set(job["artifacts"]["paths"]):
+        if name != EXAMINE and not {".tidegate/store/", ".tidegate/registry/"} <= set(
+            job["artifacts"]["paths"]
+        ):
             yield f"{name}: does not hand its state on"
         if any(path in (".tidegate/", ".tidegate") or "keys" in path for path in job["artifacts"]["paths"]):
             yield f"{name}: would hand out keys"
@@ -132,10 +142,13 @@ def gitlab_faults(file: dict) -> Iterator[str]:
         lost = ["runner_system_failure", *(["stuck_or_timeout_failure"] if name == "train" else [])]
         if job["retry"] and job["retry"]["when"] != lost:
             yield f"{name}: would be tried again after a refusal"
+    yield from gitlab_trivy_faults(jobs)
     if jobs["rollback"]["retry"] != 0:
         yield "a second rollback goes back one version more"
     for event, jobs_of in ((e, gitlab_jobs(file, e)) for e in (MERGE_REQUEST, PROTECTED)):
-        yield from graph_faults(f"gitlab, {event}", event, [j for j in jobs_of if j.stage in BY_NAME])
+        yield from graph_faults(
+            f"gitlab, {event}", event, [j for j in jobs_of if j.stage in (*BY_NAME, EXAMINE)]
+        )
     reports = jobs["check"]["artifacts"]["reports"], jobs["evaluate"]["artifacts"]["reports"]
     if [*reports[0], *reports[1]] != ["junit", "coverage_report", "metrics"]:
         yield "a report is missing"
@@ -146,6 +159,29 @@ def gitlab_faults(file: dict) -> Iterator[str]:
         if [job.commands for job in gitlab_jobs(file, name)] != [(f"make {name}",)]:
             yield f"a schedule for {name} runs {[job.commands for job in gitlab_jobs(file, name)]}"
     yield from rollback_faults("gitlab", [j for j in gitlab_jobs(file, PROTECTED) if j.stage == "rollback"])
+
+
+def gitlab_trivy_faults(jobs: dict[str, dict]) -> Iterator[str]:
+    """Whether the job that runs Trivy has what a key is given to, and hands on more than its findings."""
+    job = jobs[EXAMINE]
+    if "environment" in job or "secrets" in job or "id_tokens" in job:
+        yield f"{EXAMINE}: has an environment or a secret, and so could be given a key"
+    if job["artifacts"]["paths"] != [f"{EXAMINATION}/"] or job["cache"]["policy"] != "pull":
+        yield f"{EXAMINE}: hands on more than its findings"
+    for name, each in jobs.items():
+        signs = each["stage"] in TABLE and name != "train-smoke"
+        if signs != ("environment" in each):
+            yield f"{name}: has a key and needs none, or the other way round"
+        if (
+            each.get("environment", {}).get("name") == "pipeline"
+            and each["environment"].get("action") != "access"
+        ):
+            yield f"{name}: counts as a deployment"
+    if (
+        jobs["scan"]["artifacts"]["reports"].get("container_scanning")
+        != "build/scan/report/gl-container-scanning.json"
+    ):
+        yield "scan: GitLab is not shown its report"
 
 
 # --- GitHub ----------------------------------------------------------------------------------------------------------
@@ -193,9 +229,9 @@ def github_faults(files: dict[str, dict]) -> Iterator[str]:
     for name, file in files.items():
         yield from github_rights_faults(name, file)
     for name, event in (("pull-request", MERGE_REQUEST), ("pipeline", PROTECTED)):
-        *stages, last = github_jobs(files[name])
+        *stages, last = [job for job in github_jobs(files[name]) if job.stage != CODE_SCANNING]
         yield from graph_faults(f"github, {name}", event, stages)
-        if (last.stage, last.needs) != (NO_STAGE, tuple(job.stage for job in stages)):
+        if (last.stage, last.needs) != (NO_STAGE, tuple(job.stage for job in stages if job.stage != EXAMINE)):
             yield f"{name}: the last job does not need every stage"
         said = files[name]["jobs"][last.stage]
         if said["if"] != "${{ always() }}" or said["steps"][-1]["uses"] != "./.github/actions/all-passed":
@@ -225,7 +261,14 @@ def github_rights_faults(name: str, file: dict) -> Iterator[str]:
         yield f"{name}: rights at the top"
     for job_name, job in file["jobs"].items():
         where, stage = f"{name}, {job_name}", TABLE.get(job_name)
-        if job.get("permissions") != {"contents": "read"}:
+        wanted = {"contents": "read"}
+        if job_name == CODE_SCANNING:
+            wanted |= {"actions": "read", "security-events": "write"}
+            if any("run" in step for step in job["steps"]) or "env" in job or "environment" in job:
+                yield f"{where}: may write, and runs something"
+        if job_name == EXAMINE:
+            yield from (f"{where}: {fault}" for fault in github_trivy_faults(job))
+        if job.get("permissions") != wanted:
             yield f"{where}: rights {job.get('permissions')}"
         if "continue-on-error" in str(job) or (stage and "if" in job):
             yield f"{where}: may fail or be skipped in silence"
@@ -241,21 +284,45 @@ def github_rights_faults(name: str, file: dict) -> Iterator[str]:
                 yield f"{where}: the runner would end the servers with the job"
 
 
+def github_trivy_faults(job: dict) -> Iterator[str]:
+    """Whether the job that runs Trivy has a secret, a credential, or a way to change what others run."""
+    if "environment" in job or "env" in job or "secrets." in str(job) or "github.token" in str(job):
+        yield "has an environment or a secret"
+    used = {step["uses"].partition("@")[0]: step.get("with", {}) for step in job["steps"] if "uses" in step}
+    if used["actions/checkout"].get("persist-credentials") is not False:
+        yield "leaves a credential in the checkout"
+    if used["./.github/actions/python"].get("cache") != "read":
+        yield "could change the environment that other jobs take from the cache"
+    if used["actions/upload-artifact"]["path"] != EXAMINATION or "./.github/actions/receive" in used:
+        yield "hands on more than its findings, or is given more than the image"
+
+
 # --- Both ------------------------------------------------------------------------------------------------------------
 
 
 def graph_faults(where: str, event: str, jobs: list[Job]) -> Iterator[str]:
     """Where the stages of one event differ from the table."""
     wanted = [s.name for s in STAGES if event == PROTECTED or not s.protected or s.name == "train"]
+    if "scan" in wanted:
+        wanted.insert(wanted.index("scan"), EXAMINE)
+        yield from examine_faults(where, [job for job in jobs if job.stage == EXAMINE])
     if [job.stage for job in jobs] != wanted:
         yield f"{where}: stages {[job.stage for job in jobs]}"
         return
     state: dict[str, set[str]] = {}
-    for job in jobs:
+    for job in (job for job in jobs if job.stage != EXAMINE):
         yield from (f"{where}, {job.stage}: {fault}" for fault in job_faults(job, event))
         state[job.stage] = {job.stage}.union(*(state[name] for name in job.receives if name in state))
-        if not set(job.needs) < state[job.stage]:
+        if not set(job.needs) - {EXAMINE} < state[job.stage]:
             yield f"{where}, {job.stage}: receives the state of {sorted(state[job.stage])} alone"
+
+
+def examine_faults(where: str, jobs: list[Job]) -> Iterator[str]:
+    """Whether the job that runs Trivy comes after the image, on no runner that others trust."""
+    if len(jobs) != 1 or jobs[0].commands != ("make examine",) or jobs[0].needs != ("image",):
+        yield f"{where}: nothing examines the image, or something else does"
+    elif jobs[0].runner != "cpu" or jobs[0].environment or not jobs[0].has_timeout:
+        yield f"{where}, {EXAMINE}: on a runner of others, in an environment, or without a timeout"
 
 
 def job_faults(job: Job, event: str) -> Iterator[str]:
@@ -263,8 +330,9 @@ def job_faults(job: Job, event: str) -> Iterator[str]:
     on_gpu = stage.runner == "gpu" and event == PROTECTED
     if job.commands != (*(BEFORE_GPU if on_gpu else ()), f"make {stage.name}"):
         yield f"runs {job.commands}"
-    if job.needs != stage.needs:
-        yield f"needs {job.needs}, the table says {stage.needs}"
+    needs = (*stage.needs, EXAMINE) if stage.name == "scan" else stage.needs
+    if job.needs != needs:
+        yield f"needs {job.needs}, the table says {needs}"
     if not job.receives <= set(job.needs):
         yield f"receives from {sorted(job.receives)}, which it does not need"
     if job.runner != ("gpu" if on_gpu else "deploy" if stage.environment else "cpu"):

@@ -13,7 +13,7 @@ from pipeline.keys import Signer, keep, new_private_key, public_of
 from pipeline.policy import Policy
 from pipeline.record import Record
 from pipeline.settings import Settings
-from pipeline.stages import ALL, STAGES, Facts, Outcome, Stage
+from pipeline.stages import ALL, OF_CHAMPION, STAGES, Facts, Outcome, Stage
 from pipeline.store import Entry, Store
 from pipeline.trees import keep as keep_tree
 from pipeline.trust import Trust
@@ -112,7 +112,7 @@ class Evidence:
     def walk(self, image: str = IMAGE, until: str = "promote") -> None:
         """Adds a record of each stage before `until`, each naming what the ones before wrote."""
         said = {"publish/published": "published.json", "approve/approval": "approval.json"}
-        outputs: dict[str, str | None] = {"champion/savedmodel": None}
+        outputs: dict[str, str | None] = {name.lstrip("?"): None for name in OF_CHAMPION}
         for row in STAGES:
             if row.name == until:
                 return

@@ -40,7 +40,16 @@ def gitlab_routes():
                 {"key": f"V{n}", "value": "x", "protected": False, "variable_type": "env_var"}
                 for n in range(5)
             ),
-            {"key": KEY, "value": PEM, "protected": True, "variable_type": "file", "environment_scope": "*"},
+            *(
+                {
+                    "key": KEY,
+                    "value": PEM,
+                    "protected": True,
+                    "variable_type": "file",
+                    "environment_scope": scope,
+                }
+                for scope in ("pipeline", "staging", "production")
+            ),
         ],
         f"{PROJECT}/runners?tag_list=gpu": [{"id": 6}],
         f"{PROJECT}/runners?tag_list=deploy": [{"id": 7}, {"id": 8}, {"id": 9}],

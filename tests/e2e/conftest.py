@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -170,7 +169,7 @@ def make_walk(folder: Path, first_port: int) -> Walk:
     (folder / "pipeline.yaml").write_text(text)
     # Of all clones, so that each does not read the types of every package anew.
     (folder / ".tidegate").mkdir()
-    shared = Path(tempfile.gettempdir()) / f"tidegate-tests-{os.getpid()}-types"
+    shared = folder.parent / "types"
     shared.mkdir(exist_ok=True)
     (folder / ".tidegate" / "cache").symlink_to(shared)
     walk = Walk(folder, ports)

@@ -91,6 +91,7 @@ def test_a_changed_model_is_trained_compared_with_the_champion_and_promoted(walk
     walk.commit("Another model")
     assert "train/model.py changed" in walk("explain", "train")
     walk("run", "--all")
+    assert "reads champion/report: None" not in walk("explain", "scan")
     ran = walk.ran()
     assert "data" not in ran
     assert ran == ["check", *ALL[ALL.index("train") :]]

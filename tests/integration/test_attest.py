@@ -22,7 +22,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
 from deploy import attest
-from deploy.attest import attach, attach_bundle, fetch, fetch_bundles
+from deploy.attest import attach, attach_bundle, attach_documents, fetch, fetch_bundles, fetch_documents
 from deploy.oci import CONFIG, MANIFEST, Descriptor, Layout, encode, of_bytes
 from deploy.publish import publish
 from pipeline.errors import IntegrityError, LostRace, ProgramFailed
@@ -582,6 +582,22 @@ def test_registry_with_the_referrers_api_keeps_its_own_list(with_referrers):
     before = dict(with_referrers)
     attach(address, image, made, quiet)
     assert with_referrers == before
+
+
+def test_sboms_are_listed_under_their_own_types_beside_attestations_and_written_once(there):
+    cyclonedx, spdx = (
+        ("a.json", "application/vnd.cyclonedx+json", b"{1}"),
+        ("b.json", "application/spdx+json", b"{2}"),
+    )
+    made = envelope(there.image)
+    attach(there.address, there.image, [made], quiet)
+    attach_documents(there.address, there.image, [cyclonedx, spdx], quiet)
+    for _, kind, content in (cyclonedx, spdx):
+        assert fetch_documents(there.address, there.image, kind) == [content]
+    assert fetch(there.address, there.image) == [made]
+    before = there.bytes_on_disk()
+    attach_documents(there.address, there.image, [cyclonedx, spdx], quiet)
+    assert there.bytes_on_disk() == before
 
 
 @pytest.mark.parametrize(

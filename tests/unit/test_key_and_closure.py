@@ -7,7 +7,7 @@ import pytest
 from pipeline import closure, config, key
 from pipeline.digest import Digests
 from pipeline.errors import SettingsError
-from pipeline.stages import BY_NAME, STAGES
+from pipeline.stages import BY_NAME, OF_CHAMPION, STAGES
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_every_stage_reads_only_what_stages_before_it_write():
     written = set()
     for stage in STAGES:
         for name in stage.reads:
-            assert name in written or name == "?champion/savedmodel", f"{stage.name} reads {name}"
+            assert name in written or name in OF_CHAMPION, f"{stage.name} reads {name}"
         written |= {f"{stage.name}/{output}" for output in stage.outputs}
         assert set(stage.needs) < {s.name for s in STAGES[: STAGES.index(stage)]} | {stage.name}
 

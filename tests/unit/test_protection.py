@@ -106,7 +106,7 @@ def test_the_environments_and_runners_that_are_looked_at_are_those_of_the_ci_fil
     gitlab = yaml.safe_load((root / ".gitlab-ci.yml").read_text())
     jobs = [job for job in gitlab.values() if isinstance(job, dict)]
     assert {job["environment"]["name"] for job in jobs if "environment" in job} == set(
-        protection_gitlab.ENVIRONMENTS
+        protection_gitlab.SIGNING
     )
     assert {tag for job in jobs for tag in job.get("tags", ())} == set(protection_gitlab.RUNNER_TAGS)
     assert gitlab["approve"]["environment"]["name"] == protection_gitlab.APPROVING

@@ -41,7 +41,10 @@ GITLAB = Seen(
             "approval_rules": [{"group_id": 9, "access_level": None, "required_approvals": 1}],
         },
     ],
-    variables=[{"key": KEY, "protected": True, "variable_type": "file", "environment_scope": "*"}],
+    variables=[
+        {"key": KEY, "protected": True, "variable_type": "file", "environment_scope": scope}
+        for scope in ("pipeline", "staging", "production")
+    ],
     runners={
         "gpu": [{"id": 6, "tag_list": ["gpu"], "access_level": "ref_protected"}],
         "deploy": [{"id": 7, "tag_list": ["deploy"], "access_level": "ref_protected"}],
@@ -115,6 +118,14 @@ MISSING = {
         {"variables": [{**GITLAB.variables[0], "variable_type": "env_var"}]},
         "not of type File",
     ),
+    "a key for all jobs, and so for Trivy's": (
+        {"variables": [{**GITLAB.variables[0], "environment_scope": "*"}]},
+        "the one that runs Trivy, which nobody trusts",
+    ),
+    "a key for production alone": (
+        {"variables": [{**GITLAB.variables[0], "environment_scope": "prod*"}]},
+        "it is not given for pipeline, staging",
+    ),
     "no gpu runner": (
         {"runners": {**GITLAB.runners, "gpu": []}},
         "runners with the tag gpu: the project has none",
@@ -182,10 +193,6 @@ NOTED = {
     "merges do not wait": (
         {"project": {**GITLAB.project, "only_allow_merge_if_pipeline_succeeds": False}},
         "a merge waits for its pipeline to succeed: it does not",
-    ),
-    "a key for production alone": (
-        {"variables": [{**GITLAB.variables[0], "environment_scope": "production"}]},
-        "give it the scope *",
     ),
     "the plan has no protected environments, and an approver signs": (
         {"environments": NOT_FOUND, "has_approver": True},

@@ -279,7 +279,9 @@ def ready(
         return router if where and router.serving() else None
 
     try:
-        return _await(look, _START_S, f"Envoy ({process}) did not answer within {_START_S:g} s; {plan.log} says more")
+        return _await(
+            look, _START_S, f"Envoy ({process}) did not answer within {_START_S:g} s; {plan.log} says more"
+        )
     except BaseException:
         process.stop(1)
         raise

@@ -6,11 +6,15 @@ SHELL := /bin/bash
 PYTHON3 ?= python3
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
+# make ci-local TARGET=docker: staging and production are containers (target.kind in pipeline.yaml).
+ifdef TARGET
+export TIDEGATE_TARGET := $(TARGET)
+endif
 STAGES := check data train evaluate export image scan publish staging canary promote
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status history plan approve rollback down clean $(STAGES)
+.PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status logs history plan approve rollback down clean $(STAGES)
 
 help: ## This menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,10 +44,11 @@ approve: $(LOCKED) ## Let the digest in staging into production (a person, by na
 rollback: $(LOCKED) ## Put the version before back into production, at once
 	@$(PYTHON) -m pipeline rollback
 
-status history plan doctor down: $(LOCKED)
+status logs history plan doctor down: $(LOCKED)
 	@$(PYTHON) -m pipeline $@
 
 status: ## What runs now, and what production and staging name
+logs: ## What production wrote (staging, --follow: python -m pipeline logs --help)
 history: ## What was live when, who let it in, on what evidence
 plan: ## What `make ci-local` would run, and why
 doctor: ## What this machine lacks, with the remedy

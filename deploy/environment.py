@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy import router as routers
-from deploy.router import Backend, Router
+from deploy import handles
+from deploy.handles import Handle
+from deploy.router import Backend, Router, RouterPlan
 from deploy.standing import state_file
 from deploy.targets.base import Release, Target, Version
 from pipeline.errors import ProgramFailed
-from pipeline.run import Process
 from pipeline.settings import Settings
 from pipeline.stages import Context
 
@@ -72,8 +72,7 @@ def write(state: Path, name: str, now: State) -> None:
     document = {
         "router": router
         and {
-            "pid": router.process.pid,
-            "born": router.process.born,
+            **handles.document(router.process),
             "folder": str(router.folder),
             "admin": router.admin,
             "rest": router.rest,
@@ -94,8 +93,7 @@ def _flat(one: Placed) -> dict:
     return {
         "version": version.number,
         "digest": version.digest,
-        "pid": version.process.pid,
-        "born": version.process.born,
+        **handles.document(version.process),
         "rest": version.rest,
         "grpc": version.grpc,
         "folder": version.folder,
@@ -106,16 +104,14 @@ def _flat(one: Placed) -> dict:
 
 def _placed(said: Mapping) -> Placed:
     ports = {"rest": int(said["rest"]), "grpc": int(said["grpc"])}
-    version = Version(int(said["version"]), said["digest"], _process(said), **ports, folder=said["folder"])
+    version = Version(
+        int(said["version"]), said["digest"], handles.read(said), **ports, folder=said["folder"]
+    )
     return Placed(version, said["role"], int(said["weight"]))
 
 
 def _router(said: Mapping) -> Router:
-    return Router(Path(said["folder"]), _process(said), said["admin"], said["rest"], said["grpc"])
-
-
-def _process(said: Mapping) -> Process:
-    return Process(int(said["pid"]), int(said["born"]))
+    return Router(Path(said["folder"]), handles.read(said), said["admin"], said["rest"], said["grpc"])
 
 
 def make_target(settings: Settings, state: Path, name: str) -> Target:
@@ -154,13 +150,19 @@ class Environment:
         found = self.now.by_role(role)
         return found.version if found else None
 
-    def warm(self, digest: str, process: Process | None = None) -> Version | None:
+    def warm(self, digest: str, process: Handle | None = None) -> Version | None:
         """A running version of this digest (and, if given, in this very process)."""
         for one in self.now.placed:
             version = one.version
-            if version.digest == digest and process in (None, version.process) and self.target.alive(version):
+            same = version.digest == digest and process in (None, version.process)
+            if same and self.target.runs(version) and self.target.alive(version):
                 return version
         return None
+
+    def serves(self, release: Release) -> bool:
+        """Whether the stable version is this release, started as settings ask now."""
+        stable = self.placed(STABLE)
+        return stable is not None and stable.digest == release.digest and self.target.runs(stable)
 
     # --- doing ---
 
@@ -193,6 +195,7 @@ class Environment:
         old = self.placed(STABLE)
         self._weigh({one.role: 100 if one.version == version else 0 for one in self.now.placed})
         took_s = time.monotonic() - began
+        self.target.keep(version)
         if old != version:
             leaving = [one.version for one in self.now.placed if one.version not in (version, old)]
             roles = {version: STABLE, old: PREVIOUS}
@@ -232,7 +235,7 @@ class Environment:
         self._tell_versions()
         self.target.stop(version, _GRACE_S)
         self._write(self.now.placed)
-        self.say(f"{self.name}: stopped version {version.number} (process {version.process.pid})")
+        self.say(f"{self.name}: stopped version {version.number} ({version.process})")
 
     def tidy(self) -> None:
         """Removes unpacked models that no environment serves."""
@@ -246,10 +249,18 @@ class Environment:
         except ProgramFailed as error:
             self.say(str(error))
         if candidate:
-            self.target.stop(candidate, 1)
-            self._write(one for one in self.now.placed if one.version != candidate)
+            self._drop(candidate)
 
     # --- how ---
+
+    def _drop(self, version: Version) -> None:
+        """Ends a version at once; one that cannot be ended now stays noted, for the next run to end."""
+        try:
+            self.target.stop(version, 1)
+        except ProgramFailed as error:
+            self.say(f"{version.name} could not be stopped: {error}")
+            return
+        self._write(one for one in self.now.placed if one.version != version)
 
     def _note(self, version: Version) -> None:
         """Remembers a process that is being started; of several tries only the last is one."""
@@ -312,7 +323,7 @@ def _drop_the_dead(here: Environment) -> None:
         if not here.target.alive(one.version):
             here.say(f"{named} has ended by itself")
         elif here.target.hangs(one.version):
-            here.say(f"{named} (process {one.version.process.pid}) does not answer, and is ended")
+            here.say(f"{named} ({one.version.process}) does not answer, and is ended")
             here.target.stop(one.version, grace_s=0.2)
         else:
             living.append(one)
@@ -328,14 +339,13 @@ def _ensure_router(here: Environment) -> bool:
     wanted = getattr(here.settings, here.name)
     address, ports = here.settings.target.address, (wanted.rest_port, wanted.grpc_port)
     router = here.now.router
-    if router and router.listens(address, *ports) and router.serving():
+    if router and here.target.routes(router) and router.listens(address, *ports) and router.serving():
         return False
     if router:
         router.stop()
     folder = here.folder.resolve() / "run" / here.name
-    routers.sweep(folder)
     log = here.folder.resolve() / "logs" / f"envoy-{here.name}.log"
-    router = routers.start(folder, address, *ports, log, here.name)
+    router = here.target.start_router(RouterPlan(folder, address, *ports, log, here.name))
     here.now = dataclasses.replace(here.now, router=router)
     here._write(here.now.placed, changing=True)
     return True

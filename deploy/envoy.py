@@ -29,12 +29,12 @@ class Backend:
         return self.rest if protocol == "rest" else self.grpc
 
 
-def bootstrap(folder: Path, address: str, rest_port: int, grpc_port: int) -> dict:
-    """What Envoy starts with: two listeners, and where it finds clusters and routes."""
+def bootstrap(folder: Path, address: str, rest_port: int, grpc_port: int, admin_port: int = 0) -> dict:
+    """What Envoy starts with: two listeners, and where it finds clusters and routes, as it sees that folder."""
     ports = {"rest": rest_port, "grpc": grpc_port}
     return {
         "node": {"id": folder.name, "cluster": "tidegate"},
-        "admin": {"address": _address("127.0.0.1", 0)},
+        "admin": {"address": _address("127.0.0.1", admin_port)},
         "stats_flush_interval": f"{FLUSH_S}s",
         "dynamic_resources": {"cds_config": _watched(folder, "clusters")},
         "static_resources": {"listeners": [_listener(folder, p, address, ports[p]) for p in PROTOCOLS]},

@@ -1,5 +1,7 @@
 """Ports of this machine: free ones, and who holds one that is taken."""
 
+import itertools
+import random
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 from pipeline.errors import SettingsError
 
 _LISTEN = "0A"
+_UNPRIVILEGED = 10_240  # below it live services that people know by number
 
 
 def resolve(address: str) -> str:
@@ -32,6 +35,24 @@ def free(count: int) -> tuple[int, ...]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return tuple(one.getsockname()[1] for one in sockets)
+
+
+def lasting(count: int) -> tuple[int, ...]:
+    """Different loopback ports that are free now, below those that the kernel gives to clients.
+
+    A container keeps its ports over a reboot, and no client's connection may have taken one meanwhile.
+    """
+    low = _first_of_clients()
+    offers = random.sample(range(_UNPRIVILEGED, low), min(low - _UNPRIVILEGED, 64 * count))
+    found = tuple(itertools.islice((port for port in offers if not taken("127.0.0.1", port)), count))
+    return found if len(found) == count else free(count)
+
+
+def _first_of_clients(proc: Path = Path("/proc")) -> int:
+    try:
+        return int((proc / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32_768
 
 
 def taken(ip: str, port: int) -> bool:

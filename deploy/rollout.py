@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
-from deploy import standing
+from deploy import handles, standing
 from deploy.bounds import broken, nearest
 from deploy.environment import STABLE, Environment, open_environment
+from deploy.handles import Handle
 from deploy.load import Load, bodies
 from deploy.router import Counts
 from deploy.standing import not_in_production  # noqa: F401  the table of stages finds it here, too
 from deploy.targets.base import Release, Version
 from pipeline.errors import GateRefused, ProgramFailed
-from pipeline.run import Process
 from pipeline.settings import Canary
 from pipeline.stages import Context, Decided, Outcome, Result
 
@@ -140,7 +140,9 @@ def canary(context: Context) -> Result:
         with _load(context, here) as load:
             step = walk.run()
             told = load.told()
-            if step.move is not Move.PASS:
+            if step.move is Move.PASS:
+                here.target.keep(walk.candidate)
+            else:
                 here.back()
     except BaseException:
         here.abandon()
@@ -176,7 +178,7 @@ class _Walk:
     def begin(self, release: Release) -> None:
         """Starts the new version; one that has all the traffic already is measured as it runs."""
         running = self.here.placed(STABLE)
-        self.again = running is not None and running.digest == release.digest
+        self.again = self.here.serves(release)
         self.candidate = running if running and self.again else self.here.start(release)
         self.stable = None if self.again else running
         if self.again:
@@ -260,8 +262,7 @@ def _plain(one: Decided) -> dict:
 
 
 def _named(version: Version) -> dict:
-    process = version.process
-    return {"version": version.number, "digest": version.digest, "pid": process.pid, "born": process.born}
+    return {"version": version.number, "digest": version.digest, **handles.document(version.process)}
 
 
 def _verdict(walk: _Walk, step: Step) -> Result:
@@ -286,13 +287,13 @@ def _load(context: Context, here: Environment) -> Load:
     return Load(here.router.rest, f"/v1/models/{context.settings.model}:predict", requests, rps)
 
 
-def _judged(evidence: Path | None, release: Release) -> Process | None:
+def _judged(evidence: Path | None, release: Release) -> Handle | None:
     """The process that the canary judged. Raises GateRefused where it judged another digest."""
     if evidence is None:
         return None
     try:
         said: Mapping = json.loads((evidence / "canary.json").read_text())["candidate"]
-        digest, process = said["digest"], Process(said["pid"], said["born"])
+        digest, process = said["digest"], handles.read(said)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProgramFailed(
             f"{evidence}/canary.json cannot be read ({error!r}). Run canary again."
@@ -302,7 +303,7 @@ def _judged(evidence: Path | None, release: Release) -> Process | None:
     return process
 
 
-def _switch(context: Context, release: Release, judged: Process | None, name: str) -> Result:
+def _switch(context: Context, release: Release, judged: Handle | None, name: str) -> Result:
     """All traffic to a release: to the judged process, else to any that runs it, else to one started now."""
     here = open_environment(context, "production")
     before = here.placed(STABLE)

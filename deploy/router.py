@@ -13,6 +13,7 @@ from typing import Any
 
 from deploy import envoy, ports, strays, web
 from deploy.envoy import PROTOCOLS, Backend
+from deploy.handles import Handle
 from pipeline import run
 from pipeline.errors import ProgramFailed
 
@@ -52,10 +53,10 @@ def _values(counts: Counts) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Router:
-    """An Envoy process, and where it listens: HOST:PORT for clients and for its administration."""
+    """A running Envoy, and where it listens: HOST:PORT for clients and for its administration."""
 
     folder: Path
-    process: run.Process
+    process: Handle
     admin: str
     rest: str
     grpc: str
@@ -67,9 +68,9 @@ class Router:
 
     def serving(self) -> bool:
         """Whether it runs and answers."""
-        if not self.process.alive():
-            return False
         try:
+            if not self.process.alive():
+                return False
             return web.ask(self.admin, "GET", "/ready", timeout_s=_ASK_S)[0] == 200
         except OSError:
             return False
@@ -152,7 +153,7 @@ class Router:
             return web.get_json(self.admin, path, timeout_s=_ASK_S)
         except OSError as error:
             raise ProgramFailed(
-                f"The router (Envoy, process {self.process.pid}) does not answer: {error}. "
+                f"The router (Envoy, {self.process}) does not answer: {error}. "
                 "Run the stage again: it starts another router in front of the same versions."
             ) from error
 
@@ -190,15 +191,42 @@ class Times:
         return sum(n for _, n in self.bins), sum(n for low, n in self.bins if low >= limit_ms)
 
 
-def start(folder: Path, address: str, rest_port: int, grpc_port: int, log: Path, setting: str) -> Router:
+@dataclass(frozen=True)
+class RouterPlan:
+    """What a router is to be: the folder of its files, where it listens, its log.
+
+    `setting` is the part of pipeline.yaml that names the ports. `admin_port` 0 lets Envoy take a free one.
+    """
+
+    folder: Path
+    address: str
+    rest_port: int
+    grpc_port: int
+    log: Path
+    setting: str
+    admin_port: int = 0
+
+
+def start(plan: RouterPlan) -> Router:
     """Starts an Envoy that answers 503 on both public ports until it is told of versions.
 
-    Raises ProgramFailed, naming who holds it, where a port is taken; `setting` is the part
-    of pipeline.yaml that names the ports.
+    Raises ProgramFailed, naming who holds it, where a port is taken.
     """
-    ip = ports.resolve(address)
-    for protocol, port in (("rest", rest_port), ("grpc", grpc_port)):
-        _refuse_taken(ip, port, f"{setting}.{protocol}_port")
+    prepare(plan, plan.folder)
+    said = plan.folder / "admin"
+    said.unlink(missing_ok=True)
+    process = run.start(_command(plan.folder, said), log=plan.log)
+    return ready(plan, process, lambda: said.read_text().strip() if said.exists() else "")
+
+
+def prepare(plan: RouterPlan, seen_as: Path) -> None:
+    """Writes what Envoy starts with; it finds the folder under the name `seen_as`.
+
+    Raises ProgramFailed, naming who holds it, where a public port is taken.
+    """
+    ip, folder = ports.resolve(plan.address), plan.folder
+    for protocol, port in (("rest", plan.rest_port), ("grpc", plan.grpc_port)):
+        _refuse_taken(ip, port, f"{plan.setting}.{protocol}_port")
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "clusters.json", {"version_info": "0", "resources": []})
     for protocol in PROTOCOLS:
@@ -206,13 +234,8 @@ def start(folder: Path, address: str, rest_port: int, grpc_port: int, log: Path,
             folder / f"routes-{protocol}.json",
             {"version_info": "0", "resources": [envoy.routes(protocol, {})]},
         )
-    _replace(folder / "envoy.json", envoy.bootstrap(folder, ip, rest_port, grpc_port))
-    said = folder / "admin"
-    said.unlink(missing_ok=True)
-    process = run.start(_command(folder, said), log=log)
-    return _ready(
-        folder, process, said, (ports.reachable(ip, rest_port), ports.reachable(ip, grpc_port)), log
-    )
+    started = envoy.bootstrap(seen_as, ip, plan.rest_port, plan.grpc_port, plan.admin_port)
+    _replace(folder / "envoy.json", started)
 
 
 def sweep(folder: Path) -> list[str]:
@@ -235,18 +258,30 @@ def _command(folder: Path, said: Path) -> list[str]:
     ]
 
 
-def _ready(folder: Path, process: run.Process, said: Path, public: tuple[str, str], log: Path) -> Router:
-    """The router once it answers; it is stopped where it does not."""
+def ready(
+    plan: RouterPlan,
+    process: Handle,
+    admin: Callable[[], str],
+    words: Callable[[Path], str] | None = None,
+) -> Router:
+    """The router once it answers; it is stopped where it does not.
+
+    `admin` says where its administration listens, or nothing yet; `words` the last line of its log.
+    """
+    ip = ports.resolve(plan.address)
+    public = (ports.reachable(ip, plan.rest_port), ports.reachable(ip, plan.grpc_port))
 
     def look() -> Router | None:
         if not process.alive():
-            raise ProgramFailed(f"Envoy ended as it started: {_last_line(log)} ({log})")
-        admin = said.read_text().strip() if said.exists() else ""
-        router = Router(folder, process, admin, *public)
-        return router if admin and router.serving() else None
+            raise ProgramFailed(f"Envoy ended as it started: {(words or _last_line)(plan.log)}")
+        where = admin()
+        router = Router(plan.folder, process, where, *public)
+        return router if where and router.serving() else None
 
     try:
-        return _await(look, _START_S, f"Envoy did not answer within {_START_S:g} s; {log} says more")
+        return _await(
+            look, _START_S, f"Envoy ({process}) did not answer within {_START_S:g} s; {plan.log} says more"
+        )
     except BaseException:
         process.stop(1)
         raise
@@ -274,6 +309,7 @@ def _replace(path: Path, document: dict) -> None:
     """Envoy sees a file only when another is moved onto it."""
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(document))
+    fresh.chmod(0o644)  # an Envoy in a container reads it as another user
     fresh.replace(path)
 
 
@@ -285,4 +321,4 @@ def _quote(pattern: str) -> str:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "it said nothing"
+    return f"{lines[-1] if lines else 'it said nothing'} ({log})"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deploy import handles
 from deploy.bounds import broken, nearest
 from deploy.environment import PREVIOUS, STABLE, Environment, open_environment
 from deploy.load import bodies, percentile
@@ -40,7 +41,7 @@ def staging(context: Context) -> Result:
     here = open_environment(context, "staging")
     here.back()  # what a killed run left
     running = here.placed(STABLE)
-    again = running is not None and running.digest == release.digest
+    again = here.serves(release)
     try:
         version = running if running and again else here.start(release)
         if not again:
@@ -84,7 +85,7 @@ def _question(context: Context, here: Environment, version: Version) -> tuple[Re
         context.inputs["evaluate/predictions"] / "probabilities.npy",
     )
     requests = bodies(context.inputs["data/rows"] / "test_features.npy", bounds.golden_requests)
-    named = {"version": version.number, "digest": version.digest, "pid": version.process.pid}
+    named = {"version": version.number, "digest": version.digest, **handles.document(version.process)}
     if not requests:
         return Result(Outcome.NO_DATA, "there are no held-out rows to ask"), named
     try:

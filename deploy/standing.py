@@ -5,7 +5,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.run import Process
+from deploy import handles
+from pipeline.errors import ProgramFailed
 from pipeline.stages import Context
 
 _PATIENCE_S = 1.0
@@ -83,12 +84,20 @@ def _why_not(now: Mapping, name: str, wanted: str) -> str | None:
     number = stable["version"]
     if stable["digest"] != wanted:
         return f"{name} serves version {number} ({stable['digest'][:19]}…)"
-    if not Process(router["pid"], router["born"]).alive():
-        return f"{name}'s router (process {router['pid']}) has ended"
-    if not Process(stable["pid"], stable["born"]).alive():
-        return f"{name}'s version {number} (process {stable['pid']}) has ended"
+    for what, said in ((f"{name}'s router", router), (f"{name}'s version {number}", stable)):
+        ended = _ended(handles.read(said))
+        if ended:
+            return f"{what} {ended}"
     if now["changing"]:
         return f"{name} was left in the middle of a change"
     if stable["weight"] != 100:
         return f"{name}'s version {number} has {stable['weight']} % of the traffic"
     return None
+
+
+def _ended(handle: handles.Handle) -> str:
+    """That a process or container has ended, or why nobody can say; nothing if it runs."""
+    try:
+        return "" if handle.alive() else f"({handle}) has ended"
+    except ProgramFailed as error:
+        return f"({handle}) cannot be looked at: {error}"

@@ -129,6 +129,14 @@ def _add_looks(command: Callable) -> None:
         "status", "show what runs now, and what the channels name", commands.status, "status --json"
     )
     looks.add_argument("--json", action="store_true", help="the same, for programs")
+    writes = command("logs", "show what staging or production wrote", commands.logs, "logs staging --follow")
+    writes.add_argument(
+        "environment", nargs="?", default="production", help="staging or production (production)"
+    )
+    writes.add_argument(
+        "--tail", type=int, default=100, metavar="N", help="so many lines of each writer (100)"
+    )
+    writes.add_argument("--follow", action="store_true", help="go on with what they write, until Ctrl-C")
     past = command(
         "history", "show what was live when, and who let it in", commands.history, "history --at 2026-01-31"
     )

@@ -1,4 +1,4 @@
-"""A person lets one digest in; on a laptop the pipeline does, for the local target, and says so."""
+"""A person lets one digest in; on a laptop the pipeline does, for its own target, and says so."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from pipeline.store import Channel, Entry, open_store
 def approve(context: Context) -> Result:
     """Approves the published digest, and that one alone.
 
-    Without a person (`make ci-local`) the local target is approved automatically, except for a version
+    Without a person (`make ci-local`) the target on this machine is approved automatically, except for a version
     that a person rolled back: that one waits for a person.
     """
     published = json.loads((context.inputs["publish/published"] / "published.json").read_bytes())
@@ -46,7 +46,9 @@ def approve(context: Context) -> Result:
     folder.mkdir()
     (folder / "approval.json").write_text(json.dumps(approval, indent=1) + "\n")
     how = (
-        "automatically, for the local target, as nobody else is asked on a laptop" if automatic else "by name"
+        f"automatically, for the {context.settings.target.kind} target, as nobody else is asked on a laptop"
+        if automatic
+        else "by name"
     )
     sentence = f"{who} approves v{published['version']}, {published['digest']}, {how}."
     context.say(sentence)

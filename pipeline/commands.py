@@ -264,6 +264,13 @@ def down(_: argparse.Namespace, paths: Paths) -> int:
     return 0
 
 
+def logs(arguments: argparse.Namespace, paths: Paths) -> int:
+    from pipeline import operate
+
+    operate.print_logs(Runner.open(paths), arguments.environment, arguments.tail, arguments.follow)
+    return 0
+
+
 def gc(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import gc
 

@@ -218,6 +218,12 @@ class _Reader:
             self.relation(
                 "canary.steps", f"is {list(s.canary.steps)}, must rise from step to step, as [10, 50]"
             )
+        if s.target.kind == "docker" and s.image.base == "scratch" and not s.target.server:
+            self.relation(
+                "target.server",
+                "is empty, and image.base is scratch: with target.kind docker name an image that serves the model, "
+                "NAME@sha256:DIGEST (docs/operate.md), as TIDEGATE_SERVER or here",
+            )
         ports: dict[int, str] = {}
         for path, port in (
             ("staging.rest_port", s.staging.rest_port),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import shutil
@@ -63,6 +64,8 @@ def findings(paths: Paths) -> Iterator[Finding]:
         yield Finding(paths.settings.name, str(error))
         return
     yield Finding(f"{paths.settings.name} is valid")
+    if settings.target.kind == "docker":
+        yield _engine()
     for name in ("staging", "production"):
         section = getattr(settings, name)
         for kind in ("rest_port", "grpc_port"):
@@ -96,6 +99,15 @@ def _program(program: str, use: str, optional: bool) -> Finding:
             optional,
         )
     return Finding(f"{program} ({use})")
+
+
+def _engine() -> Finding:
+    """Whether the engine answers that staging and production run in."""
+    try:
+        importlib.import_module("deploy.engine").ask("GET", "/version")
+    except ProgramFailed as error:
+        return Finding("the Docker engine (target.kind)", str(error))
+    return Finding("the Docker engine (target.kind)")
 
 
 def _disk(root: Path) -> Finding:

@@ -54,13 +54,38 @@ def print_status(seen: dict, runner: Runner) -> None:
             print(f"  {trouble}; `make ci-local` starts it")
         for row in running:
             state = f"{row['weight']:>3} % of traffic" if row["alive"] else "DEAD"
-            print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  pid {row['pid']}")
+            print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  {_runs_as(row)}")
         if name == "production" and seen["break_glass"]:
             print(_alarm(Entry(**seen["break_glass"]), runner, "  let in without the usual evidence"))
 
 
+def _runs_as(row: dict) -> str:
+    """The process of a version, or its container in the words of `docker ps`."""
+    if "container" not in row:
+        return f"pid {row['pid']}"
+    if "status" not in row:
+        return f"container {row['name']} {'(the engine does not say)' if 'trouble' in row else 'is gone'}"
+    told = f"{row['status']} ({row['health']}) since {row['since']}, restarts {row['restarts']}"
+    return f"container {row['name']}  {told}  {' '.join(row['ports'])}".rstrip()
+
+
+def print_logs(runner: Runner, name: str, tail: int, follow: bool) -> None:
+    """What an environment's versions and router wrote (stdout); following ends with them, or with Ctrl-C."""
+    if name not in CHANNELS:
+        raise SettingsError(f"{name} is not an environment. Allowed: {', '.join(CHANNELS)}.")
+    silent = True
+    for line in _targets().logs(runner.paths.state, name, tail, follow):
+        silent = False
+        print(plain(line), flush=follow)
+    if silent:
+        print(f"{name} has written nothing, or nothing is left of it", file=sys.stderr)
+
+
 def _trouble(running: list[dict]) -> str | None:
     """What keeps an environment from serving, by the rows of its versions."""
+    unseen = next((row["trouble"] for row in running if "trouble" in row), None)
+    if unseen:
+        return unseen
     if not any(row["alive"] for row in running):
         return "NOT RUNNING"
     if not running[0]["router_alive"]:

@@ -121,6 +121,9 @@ class Process:
     pid: int
     born: int
 
+    def __str__(self) -> str:
+        return f"process {self.pid}"
+
     def alive(self) -> bool:
         """Whether this very process still runs."""
         return self.born != 0 and _born(self.pid) == self.born

@@ -25,7 +25,7 @@ from pipeline.keys import Signer
 from pipeline.locks import locked
 from pipeline.policy import Policy
 from pipeline.record import Record
-from pipeline.settings import Settings
+from pipeline.settings import ON_THIS_MACHINE, Settings
 from pipeline.stages import (
     BY_NAME,
     CHAMPION,
@@ -122,7 +122,7 @@ class Runner:
     @cached_property
     def trust(self) -> Trust:
         """Whose records count: those of trust/, and on a laptop its own for its own target and store."""
-        at_home = self.settings.target.kind == "local" and self.settings.store.startswith("file:")
+        at_home = self.settings.target.kind in ON_THIS_MACHINE and self.settings.store.startswith("file:")
         own = self.signer if at_home and ci.vendor() == ci.LAPTOP and self.signer.is_own else None
         return Trust.load(self.paths.root, own)
 
@@ -417,7 +417,7 @@ def check_clock(channel: Channel) -> None:
 
 
 def refuse_unprotected(wanted: set[str]) -> None:
-    """Only protected refs train, publish or deploy. A laptop may, for its own local target."""
+    """Only protected refs train, publish or deploy. A laptop may, for its own target."""
     if ci.vendor() == ci.LAPTOP or (ci.is_protected() and not ci.is_merge_request()):
         return
     allowed = {"train"} if ci.is_merge_request() else set()

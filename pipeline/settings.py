@@ -20,6 +20,10 @@ STAGE_NAMES = (
     "check", "data", "train", "evaluate", "export", "image", "scan", "publish", "staging", "approve", "canary",
 )  # fmt: skip
 """What a channel may demand a record of (pipeline/stages.py, without what feeds production itself)."""
+ON_THIS_MACHINE = ("local", "docker")
+"""The kinds of target that run nowhere but here; what a laptop's own key signs counts for these alone."""
+_BY_DIGEST = r"|([a-z0-9._/:-]+@)?sha256:[0-9a-f]{64}"
+_SAYS_BY_DIGEST = "NAME@sha256:DIGEST, or sha256:ID of an image that this engine has, or empty"
 _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
 
 
@@ -169,10 +173,14 @@ class Publish:
 class Target:
     """Where versions run."""
 
-    kind: str = option(choices=("local",))
+    kind: str = option(choices=("local", "docker"))
     address: str = option(pattern=r"[0-9a-zA-Z.:-]+", says="an address of this machine")
     ready_timeout_s: float = option(low=1, high=3600)
     drain_s: float = option(low=0, high=3600)
+    server: str = option(pattern=_BY_DIGEST, says=_SAYS_BY_DIGEST)
+    router: str = option(pattern=_BY_DIGEST, says=_SAYS_BY_DIGEST)
+    memory_mib: int = option(low=64, high=10_000_000)
+    cpus: float = option(low=0.1, high=1024)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A real registry on the loopback for tests: Debian's docker-registry."""
 
+import base64
 import os
 import shutil
 import socket
@@ -10,6 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+# bcrypt of "hunter2" for the user ci; written once, since hashing anew would need a package. LOGIN is the same login
+# as Docker's configuration has it.
+HTPASSWD = "ci:$2b$05$INhuQXAedo4p8.JDFtfE/eUJAvQcLeD1cglTrwiT4vChbCmu085TK"
+LOGIN = base64.b64encode(b"ci:hunter2").decode()
 
 
 def need_registry() -> None:

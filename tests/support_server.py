@@ -2,11 +2,10 @@
 
 As a program it takes TF Serving's options and answers status and predict over REST, and predict as
 JSON over gRPC. Its knobs lie in the model's folder (`knobs.json`), where `publish` put them.
-With `client` as its first argument it is the gRPC client.
+With `client` as its first argument it is the gRPC client, with `image` the entrypoint of an image.
 """
 
 import contextlib
-import hashlib
 import http.server
 import json
 import os
@@ -17,6 +16,10 @@ import threading
 import time
 from concurrent import futures
 from pathlib import Path
+
+if __name__ != "__main__":  # in an image it stands alone
+    from deploy import engine
+    from deploy.engine import Container
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = {
@@ -35,6 +38,7 @@ QUICK = {
     "canary.load_rps": 200,
     "staging.golden_requests": 8,
 }
+KNOBS = "knobs.json"
 _METHOD = "/tensorflow.serving.PredictionService/Predict"
 
 
@@ -52,7 +56,7 @@ class Model:
 
     def __init__(self, folder: Path):
         self.version = int(folder.name)
-        self.knobs = json.loads((folder / "knobs.json").read_text())
+        self.knobs = json.loads((folder / KNOBS).read_text())
         self.random = random.Random(1)
         self.asked = 0
         self.lock = threading.Lock()
@@ -63,6 +67,7 @@ class Model:
             fails = self.random.random() < self.knobs.get("error_rate", 0)
         if self.asked > self.knobs.get("die_after", float("inf")):
             os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(137)  # the first process of a container cannot kill itself
         time.sleep(self.knobs.get("latency_s", 0))
         if fails:
             return self.knobs.get("status", 500), {"error": "as told"}
@@ -178,23 +183,17 @@ def client(argv: list[str]) -> None:
 
 
 def publish(tmp_path: Path, number: int, **knobs) -> Path:
-    """Publishes a fake version: the folder that the stages read as `publish/published`."""
+    """Publishes a fake version as a data image: the folder that the stages read as `publish/published`."""
+    from tests.support_images import hand_image, tar
+
+    body = tar({f"models/digits/1/{KNOBS}": json.dumps({"publication": number, **knobs}).encode()})
     registry = tmp_path / "registry"
-    registry.mkdir(parents=True, exist_ok=True)
-    digest = "sha256:" + hashlib.sha256(f"{number} {sorted(knobs.items())}".encode()).hexdigest()
-    (registry / digest).write_text(json.dumps(knobs))
+    digest = hand_image(registry, body)
     folder = tmp_path / f"published-{number}"
     folder.mkdir(exist_ok=True)
     said = {"registry": f"oci:{registry}", "digest": digest, "version": number, "tags": [], "reference": ""}
     (folder / "published.json").write_text(json.dumps(said))
     return folder
-
-
-def unpack(registry: str, digest: str, into: Path) -> None:
-    """The stand-in for `deploy.oci.unpack`."""
-    model = into / "models" / "digits" / "1"
-    model.mkdir(parents=True)
-    (model / "knobs.json").write_bytes((Path(registry.removeprefix("oci:")) / digest).read_bytes())
 
 
 def rows(tmp_path: Path) -> Path:
@@ -227,8 +226,37 @@ def use_fakes() -> None:
     from deploy.targets.local import Local
 
     me = (sys.executable, str(Path(__file__).resolve()))
-    targets.TARGETS["local"] = functools.partial(Local, server=me, unpack=unpack)
+    targets.TARGETS["local"] = functools.partial(Local, server=me)
     smoke.GRPC_CLIENT = (*me, "client")
+
+
+def who(said: dict):
+    """What tells one process or container from another, of a row of `targets.look` or of a stage's evidence."""
+    return said.get("container") or said["pid"]
+
+
+def pid_of(handle) -> int:
+    """The process of a handle; a container's is that of its server."""
+    return handle.look()["State"]["Pid"] if isinstance(handle, Container) else handle.pid
+
+
+def end(handle) -> None:
+    """Ends what a handle names for good, as an operator's mistake would: the engine does not start it again."""
+    if isinstance(handle, Container):
+        engine.ask("POST", f"/containers/{handle.id}/kill")
+        while handle.alive():
+            time.sleep(0.01)
+    else:
+        kill(handle.pid)
+
+
+def until(condition, patience_s=20.0):
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.02)
+    return value
 
 
 def lives(pid: int) -> bool:
@@ -254,5 +282,14 @@ def canary(context):
     return rollout.canary(context)
 
 
+def as_image(argv: list[str]) -> list[str]:
+    """The server's options where it is the entrypoint of an image, as TF Serving's image puts them together."""
+    name = os.environ["MODEL_NAME"]
+    base = f"--model_base_path=/models/{name}"
+    return [f"--model_name={name}", base, "--port=8500", "--rest_api_port=8501", "--address=0.0.0.0", *argv]
+
+
 if __name__ == "__main__":
-    client(sys.argv[2:]) if sys.argv[1] == "client" else serve(sys.argv[1:])
+    modes = {"client": lambda rest: client(rest), "image": lambda rest: serve(as_image(rest))}
+    mode = modes.get(sys.argv[1])
+    mode(sys.argv[2:]) if mode else serve(sys.argv[1:])

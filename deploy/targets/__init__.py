@@ -2,27 +2,40 @@
 
 import shutil
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.engine import Container
+from deploy.handles import Handle
+from deploy.targets.containers import DIGEST
+from deploy.targets.docker import Docker
 from deploy.targets.local import Local
 from pipeline.errors import ProgramFailed
 from pipeline.settings import Settings
 
-TARGETS = {"local": Local}
+TARGETS = {"local": Local, "docker": Docker}
 """Kind of target (`target.kind`) to what makes one of settings, state folder and environment."""
 
 
 def look(settings: Settings, state: Path) -> list[dict]:
     """What runs: a row per version, production's first.
 
-    Each has environment, version, digest, role, weight (percent), pid, rest and grpc (HOST:PORT where
+    Each has environment, version, digest, role, weight (percent), pid (of a process), rest and grpc (HOST:PORT where
     clients ask), alive, router_alive, answers (whether clients are served there now), and requests (answered
-    so far; None where the router does not say).
+    so far; None where the router does not say). A container's row also says its id (container), name, health, since,
+    restarts and ports, and `trouble` where the engine does not answer.
     """
     from deploy import environment
 
     return [row for name in environment.NAMES for row in _look(settings, environment.read(state, name), name)]
+
+
+def logs(state: Path, name: str, tail: int, follow: bool) -> Iterator[str]:
+    """What an environment's versions and router wrote: lines, each behind its writer's name."""
+    from deploy.targets import output
+
+    return output.merged(output.writers(state, name), tail, follow)
 
 
 def down(settings: Settings, state: Path) -> list[str]:
@@ -32,22 +45,31 @@ def down(settings: Settings, state: Path) -> list[str]:
     """
     from deploy import environment, router, standing
 
-    stopped = []
+    stopped, containers = [], settings.target.kind == "docker"
     for name in environment.NAMES:
         here = environment.Environment(settings, state, name)
+        containers |= any(isinstance(one, Container) for one in _handles(here.now))
         _drain(settings, here)
         stopped += _stop(here)
         stopped += [f"{name}: {line}" for line in router.sweep(state.resolve() / "run" / name)]
         standing.state_file(state, name).unlink(missing_ok=True)
         shutil.rmtree(state / "run" / name, ignore_errors=True)
+    if containers:
+        engine = Docker(settings, state, "")
+        stopped += [*engine.sweep_routers(), *engine.sweep((), everything=True)]
     return stopped + Local(settings, state, "").sweep((), everything=True)
+
+
+def _handles(now: Any) -> list[Handle]:
+    return [one.version.process for one in now.placed] + ([now.router.process] if now.router else [])
 
 
 def _look(settings: Settings, now: Any, name: str) -> list[dict]:
     from deploy import standing
 
     counts, answers = {}, False
-    if now.router and now.router.process.alive():
+    router_alive = bool(now.router) and _seen(now.router.process)["alive"]
+    if router_alive:
         try:
             counts = now.router.counts([one.version.key for one in now.placed], settings.canary.slow_ms)
         except ProgramFailed:
@@ -60,16 +82,47 @@ def _look(settings: Settings, now: Any, name: str) -> list[dict]:
             "digest": one.version.digest,
             "role": one.role,
             "weight": one.weight,
-            "pid": one.version.process.pid,
+            **_seen(one.version.process),
             "rest": now.router.rest if now.router else "",
             "grpc": now.router.grpc if now.router else "",
-            "alive": one.version.process.alive(),
-            "router_alive": bool(now.router and now.router.process.alive()),
+            "router": str(now.router.process) if now.router else "",
+            "router_alive": router_alive,
             "answers": answers,
             "requests": counts[one.version.key].requests if one.version.key in counts else None,
         }
         for one in now.placed
     ]
+
+
+def _seen(handle: Handle) -> dict:
+    """What is to be said of a process or a container itself."""
+    if not isinstance(handle, Container):
+        return {"pid": handle.pid, "alive": handle.alive()}
+    named = {"pid": None, "container": handle.id, "name": handle.name, "alive": False}
+    try:
+        seen = handle.look()
+    except ProgramFailed as error:
+        return named | {"trouble": str(error)}
+    return named | (_told(seen) if seen else {})
+
+
+def _told(seen: Mapping) -> dict:
+    """What the engine says of a container, in the words of `docker ps`; version and digest from its labels."""
+    state, labels, published = seen["State"], seen["Config"]["Labels"], seen["NetworkSettings"]["Ports"] or {}
+    about = {key: labels[label] for key, label in (("digest", DIGEST),) if label in labels}
+    return about | {
+        "pid": state["Pid"] or None,
+        "alive": bool(state["Running"] or state["Restarting"]),
+        "status": state["Status"],
+        "health": (state.get("Health") or {}).get("Status", "none"),
+        "since": state["StartedAt"][:19] + "Z",
+        "restarts": seen["RestartCount"],
+        "ports": sorted(
+            f"{one['HostIp']}:{one['HostPort']}->{inside}"
+            for inside, all_ in published.items()
+            for one in all_ or ()
+        ),
+    }
 
 
 def _drain(settings: Settings, here: Any) -> None:
@@ -91,9 +144,9 @@ def _stop(here: Any) -> list[str]:
     for one in here.now.placed:
         if here.target.alive(one.version):
             here.target.stop(one.version, 5)
-            stopped.append(f"{here.name}: version {one.version.number} (process {one.version.process.pid})")
+            stopped.append(f"{here.name}: version {one.version.number} ({one.version.process})")
     router = here.now.router
     if router and router.process.alive():
         router.stop()
-        stopped.append(f"{here.name}: router (process {router.process.pid})")
+        stopped.append(f"{here.name}: router ({router.process})")
     return stopped

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from deploy import handles
+from deploy.handles import Handle
+from deploy.router import Router, RouterPlan
 from pipeline.errors import ProgramFailed
-from pipeline.run import Process
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,19 @@ class Release:
 
 @dataclass(frozen=True)
 class Version:
-    """A version that was started: its process, its loopback ports, and the folder that it serves."""
+    """A version that was started: its process (or container), its loopback ports, and the folder that it serves."""
 
     number: int
     digest: str
-    process: Process
+    process: Handle
     rest: int
     grpc: int
     folder: str
 
     @property
     def key(self) -> str:
-        """A name without dots, which no other process shares while this one lives."""
-        return f"v{self.number}_{self.process.pid}"
+        """A name without dots, which no other version shares while this one lives."""
+        return f"v{self.number}_{handles.tag(self.process)}"
 
     @property
     def name(self) -> str:
@@ -63,6 +65,12 @@ class Target(Protocol):
         nothing of it runs then.
         """
 
+    def runs(self, version: Version) -> bool:
+        """Whether it was started as this target starts versions now; another kind, or other options, say no."""
+
+    def keep(self, version: Version) -> None:
+        """Takes note that a version was found good: from now on it outlasts crashes and reboots, where that can be."""
+
     def alive(self, version: Version) -> bool:
         """Whether this very process still runs."""
 
@@ -77,3 +85,9 @@ class Target(Protocol):
 
         With `everything` false a folder that may be served again is kept. Returns what it stopped.
         """
+
+    def routes(self, router: Router) -> bool:
+        """Whether a router runs the way this target starts one now."""
+
+    def start_router(self, plan: RouterPlan) -> Router:
+        """Starts a router without versions; what is left of another one in its folder is ended first."""

@@ -1,24 +1,23 @@
 """The local target: a version is a process on this machine, on free loopback ports."""
 
-import os
-import shutil
 import sys
-import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from deploy import ports, standing, strays, web
+from deploy import ports, standing, strays
+from deploy import router as routers
+from deploy.router import Router, RouterPlan
+from deploy.targets import readiness
 from deploy.targets.base import Release, Version
+from deploy.targets.models import Models, Unpack
 from pipeline import run
-from pipeline.errors import IntegrityError, ProgramFailed
+from pipeline.errors import ProgramFailed
+from pipeline.run import Process
 from pipeline.settings import Settings
 
 SERVER = (sys.executable, "-m", "serve")
-_POLL_S = 0.05
 _TRIES = 3
 _LOG_LINES = 15
-
-Unpack = Callable[[str, str, Path], None]
 
 
 class Local:
@@ -37,11 +36,11 @@ class Local:
         unpack: Unpack | None = None,
     ):
         self.settings = settings
-        self.models = state.resolve() / "run" / "models"
+        self._store = Models(state, settings.model, unpack)
+        self.models = self._store.folder
         self.log = state.resolve() / "logs"
         self.environment = environment
         self.server = tuple(server)
-        self.unpack = unpack
 
     def start(self, release: Release, note: Callable[[Version], None]) -> Version:
         """Unpacks a release, starts its process, and returns when the model is available."""
@@ -61,6 +60,22 @@ class Local:
             f"Version {release.number} of {self.settings.model} {trouble}; {log} ends:\n{_tail(log, begin)}"
         )
 
+    def runs(self, version: Version) -> bool:
+        """Whether it is a process."""
+        return isinstance(version.process, Process)
+
+    def keep(self, version: Version) -> None:
+        """A process outlasts nothing; the next run starts what has ended."""
+
+    def routes(self, router: Router) -> bool:
+        """Whether it is a process."""
+        return isinstance(router.process, Process)
+
+    def start_router(self, plan: RouterPlan) -> Router:
+        """Starts Envoy as a process."""
+        routers.sweep(plan.folder)
+        return routers.start(plan)
+
     def alive(self, version: Version) -> bool:
         """Whether this very process still runs."""
         return version.process.alive()
@@ -75,15 +90,12 @@ class Local:
 
     def sweep(self, known: Collection[Version], everything: bool) -> list[str]:
         """Stops model servers of this state folder that nobody noted, and removes models that none serves."""
-        pids = {version.process.pid for version in known}
+        pids = {version.process.pid for version in known if isinstance(version.process, Process)}
         marker = f"--model_base_path={self.models}/"
         unknown = [pid for pid in strays.find(marker) if pid not in pids]
         for pid in unknown:
             strays.end(pid, marker)
-        served = {Path(version.folder).name for version in known}
-        for folder in self.models.iterdir() if self.models.is_dir() else ():
-            if folder.name not in served and (everything or folder.name.startswith(".")):
-                shutil.rmtree(folder, ignore_errors=True)
+        self._store.sweep(known, everything)
         return [f"a model server that nobody noted (process {pid})" for pid in unknown]
 
     def _launch(self, release: Release, folder: Path, log: Path) -> Version:
@@ -103,72 +115,18 @@ class Local:
 
     def _trouble(self, version: Version) -> str:
         """Waits until a version is ready; otherwise stops it and says what happened."""
-        limit_s = self.settings.target.ready_timeout_s
-        deadline = time.monotonic() + limit_s
-        trouble = "ended before it was ready"
         try:
-            while self.alive(version):
-                if self._available(version):
-                    return ""
-                if time.monotonic() > deadline:
-                    trouble = f"was not ready within target.ready_timeout_s ({limit_s:g} s) and was stopped"
-                    break
-                time.sleep(_POLL_S)
+            said = readiness.trouble(self, version, self.settings)
         except BaseException:
             self.stop(version, 1)
             raise
-        self.stop(version, 2)
-        return trouble
-
-    def _available(self, version: Version) -> bool:
-        """Whether its own status says that the version can be asked."""
-        try:
-            path = f"/v1/models/{self.settings.model}"
-            said = web.get_json(f"127.0.0.1:{version.rest}", path, timeout_s=2)
-        except OSError:
-            return False
-        states = said.get("model_version_status", ())
-        return any(s.get("state") == "AVAILABLE" and s.get("version") == str(version.number) for s in states)
+        if said:
+            self.stop(version, 2)
+        return said
 
     def _unpacked(self, release: Release) -> Path:
         """The folder for `--model_base_path`: it holds the release's number as its only version."""
-        home = self.models / f"{release.digest.removeprefix('sha256:')[:32]}.{release.number}"
-        if home.is_dir():
-            return home
-        work = self.models / f".{home.name}.{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            work.mkdir(parents=True)
-            self._unpack(release, work / "image")
-            (work / "base").mkdir()
-            _only_model(work / "image" / "models" / self.settings.model).rename(
-                work / "base" / str(release.number)
-            )
-            (work / "base").rename(home)  # visible in one step: what is there is whole
-        except OSError as error:
-            raise ProgramFailed(
-                f"{release.digest} could not be unpacked into {self.models}: {error}"
-            ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return home
-
-    def _unpack(self, release: Release, into: Path) -> None:
-        if self.unpack is None:
-            from deploy import oci
-
-            self.unpack = oci.unpack
-        self.unpack(release.registry, release.digest, into)
-
-
-def _only_model(folder: Path) -> Path:
-    versions = sorted(folder.iterdir()) if folder.is_dir() else []
-    if len(versions) != 1:
-        raise IntegrityError(
-            f"The image holds {len(versions)} versions in models/{folder.name}, where one was expected. "
-            "Run image and publish again, with the model's present name."
-        )
-    return versions[0]
+        return self._store.unpacked(release)
 
 
 def _tail(log: Path, begin: int) -> str:

@@ -43,6 +43,7 @@ class Walk:
     def __init__(self, folder: Path, ports: Mapping[str, int]):
         self.folder = folder
         self.ports = ports
+        self.environ: dict[str, str] = {}
         self.command = [sys.executable, "-m", "pipeline"]
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen:
@@ -53,7 +54,7 @@ class Walk:
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=self.folder,
-            env={**clean, **environ},
+            env={**clean, **self.environ, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

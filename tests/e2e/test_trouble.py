@@ -119,7 +119,7 @@ def _good_settings(walk, _first_model):
 
 def test_settings_faults_come_at_once_and_touch_nothing(walk, changed):
     changed("pipeline.yaml", "  steps:", "  stpes:")
-    changed("pipeline.yaml", "kind: local", "kind: locl")
+    changed("pipeline.yaml", "kind: ${TIDEGATE_TARGET:-local}", "kind: locl")
     output = walk("run", "--all", expect=2)
     assert "canary.stpes is not an option. Did you mean canary.steps?" in output
     assert "target.kind: is 'locl'" in output

@@ -122,9 +122,7 @@ def test_port_that_is_lost_between_choice_and_start_is_chosen_again(make, tmp_pa
         lost, free = other.getsockname()[1], ports.free
         offers = iter([(lost, free(1)[0]), free(2)])
         monkeypatch.setattr(ports, "free", lambda count: next(offers))
-        target = Local(
-            context.settings, context.state, "staging", (os.sys.executable, fake.__file__), fake.unpack
-        )
+        target = Local(context.settings, context.state, "staging", (os.sys.executable, fake.__file__))
         noted = []
         version = target.start(Release.read(context.inputs["publish/published"]), noted.append)
     target.stop(version, 5)

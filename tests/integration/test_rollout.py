@@ -1,4 +1,4 @@
-"""Canary, promotion and rollback with a real Envoy in front of fake model servers."""
+"""Canary, promotion and rollback with a real Envoy in front of fake model servers: processes, and containers."""
 
 import json
 import os
@@ -9,23 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from deploy import rollout, standing, targets
+from deploy import engine, handles, rollout, standing, targets
 from deploy.environment import read
 from deploy.load import Load, bodies
+from deploy.targets.containers import Place
 from pipeline.errors import ProgramFailed
-from pipeline.run import Process
 from pipeline.stages import Outcome
-from tests import support
+from tests import support, support_docker, support_engine
 from tests import support_server as fake
+from tests.support_server import until, who
 
 
 class World:
     """One state folder, and the stages as the runner calls them."""
 
-    def __init__(self, tmp_path: Path):
+    def __init__(self, tmp_path: Path, changes: dict):
         self.tmp_path = tmp_path
         self.rows = fake.rows(tmp_path)
-        self.changes = dict(fake.QUICK)
+        self.changes = {**fake.QUICK, **changes}
         self.count = 0
 
     def inputs(self, published: Path, **more) -> dict:
@@ -81,20 +82,15 @@ class World:
         )
 
 
-@pytest.fixture
-def world(tmp_path):
+@pytest.fixture(params=["local", pytest.param("docker", marks=support_engine.SLOW)])
+def world(request, tmp_path):
+    """A world of processes, and one of containers; nothing of it is left afterwards."""
     fake.use_fakes()
-    made, settings = World(tmp_path), support.settings(fake.QUICK)
+    made = World(tmp_path, support_docker.settings() if request.param == "docker" else {})
     yield made
-    targets.down(settings, made.state)
-
-
-def until(condition, patience_s=20.0):
-    deadline = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.02)
-    return value
+    targets.down(support.settings(made.changes), made.state)
+    if request.param == "docker":
+        assert engine.labelled(Place.of(made.state, "").labels()) == []
 
 
 def test_first_version_is_judged_alone_and_promoted_in_its_own_process(world):
@@ -105,7 +101,7 @@ def test_first_version_is_judged_alone_and_promoted_in_its_own_process(world):
     assert said["stable"] is None
     assert [step["share"] for step in said["steps"]] == [100]
     stable = world.by_role()["stable"]
-    assert stable["pid"] == said["candidate"]["pid"]
+    assert who(stable) == who(said["candidate"])
     assert stable["weight"] == 100
     assert world.why_not(first) is None
 
@@ -127,18 +123,18 @@ def test_second_version_walks_the_steps_is_promoted_and_rolled_back_while_client
 
         promoted = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
         now = world.by_role()
-        assert now["stable"]["pid"] == said["candidate"]["pid"]
-        assert now["previous"]["pid"] == old["pid"]
+        assert who(now["stable"]) == who(said["candidate"])
+        assert who(now["previous"]) == who(old)
         assert (now["stable"]["weight"], now["previous"]["weight"]) == (100, 0)
         assert world.why_not(second) is None
 
         again = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
         assert again.outcome is Outcome.PASSED
-        assert world.by_role()["stable"]["pid"] == said["candidate"]["pid"]
+        assert who(world.by_role()["stable"]) == who(said["candidate"])
 
         back = rollout.rollback(world.context(first))
-        assert world.by_role()["stable"]["pid"] == old["pid"]
-        assert world.by_role()["previous"]["pid"] == said["candidate"]["pid"]
+        assert who(world.by_role()["stable"]) == who(old)
+        assert who(world.by_role()["previous"]) == who(said["candidate"])
     told = client.told()
     assert told.failed == 0
     assert told.sent > 50
@@ -162,13 +158,15 @@ def test_one_version_is_kept_warm_and_an_older_one_is_started_again_for_a_rollba
 
 
 @pytest.mark.parametrize(
-    ("knobs", "reason"),
+    ("world", "knobs", "reason"),
     [
-        ({"error_rate": 0.3}, "error rate"),
-        ({"error_rate": 0.3, "status": 503}, "error rate"),
-        ({"error_rate": 0.3, "status": 400}, "extra error rate"),
-        ({"latency_s": 0.3}, "extra slow rate"),
+        ("local", {"error_rate": 0.3}, "error rate"),
+        ("local", {"error_rate": 0.3, "status": 503}, "error rate"),
+        ("local", {"error_rate": 0.3, "status": 400}, "extra error rate"),
+        ("local", {"latency_s": 0.3}, "extra slow rate"),
+        pytest.param("docker", {"error_rate": 0.3}, "error rate", marks=support_engine.SLOW),
     ],
+    indirect=["world"],
 )
 def test_worse_version_is_rolled_back_by_itself(world, knobs, reason):
     first, worse = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2, **knobs)
@@ -180,7 +178,7 @@ def test_worse_version_is_rolled_back_by_itself(world, knobs, reason):
     assert len(said["steps"]) == 1
     assert world.why_not(first) is None
     assert [row["role"] for row in world.rows_of()] == ["stable"]
-    assert not Process(said["candidate"]["pid"], said["candidate"]["born"]).alive()
+    assert not handles.read(said["candidate"]).alive()
 
 
 def test_first_version_that_fails_is_stopped(world):
@@ -203,13 +201,13 @@ def test_canary_without_requests_holds_and_goes_back(world):
 def test_version_that_serves_already_is_measured_and_keeps_its_process(world):
     first = fake.publish(world.tmp_path, 1)
     world.release(first)
-    pid = world.by_role()["stable"]["pid"]
+    serving = who(world.by_role()["stable"])
     result, evidence = world.canary(first)
     assert result.outcome is Outcome.PASSED
     assert result.numbers["requests"] >= 10
-    assert world.by_role()["stable"]["pid"] == pid
+    assert who(world.by_role()["stable"]) == serving
     assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
-    assert world.by_role()["stable"]["pid"] == pid
+    assert who(world.by_role()["stable"]) == serving
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
@@ -238,7 +236,7 @@ def test_production_that_hangs_is_seen_and_the_next_promotion_mends_it(world, pa
     evidence = world.release(first)
     now = read(world.state, "production")
     hung = now.router.process if part == "router" else now.by_role("stable").version.process
-    os.kill(hung.pid, signal.SIGSTOP)
+    os.kill(fake.pid_of(hung), signal.SIGSTOP)
     assert world.why_not(first) == "production does not answer on port 20311"
     assert [row["answers"] for row in world.rows_of()] == [False]
     promoted = rollout.promote(world.context(first, **{"canary/evidence": evidence}))
@@ -288,7 +286,7 @@ def test_canary_killed_while_its_version_starts_leaves_no_process_behind_the_nex
     world.release(first)
     child = world.start_canary(fake.publish(world.tmp_path, 2, never_ready=True))
     try:
-        pid = until(lambda: world.by_role().get("candidate"))["pid"]
+        pid = until(lambda: (world.by_role().get("candidate") or {}).get("pid"))
     finally:
         child.kill()
         child.communicate()
@@ -301,22 +299,22 @@ def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world
     first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
     world.release(first)
     _, evidence = world.canary(second)
-    judged = world.by_role()["candidate"]["pid"]
-    fake.kill(judged)
+    judged = world.by_role()["candidate"]
+    fake.end(read(world.state, "production").by_role("candidate").version.process)
     result = rollout.promote(world.context(second, **{"canary/evidence": evidence}))
     assert "started again" in result.sentence
-    assert world.by_role()["stable"]["pid"] != judged
+    assert who(world.by_role()["stable"]) != who(judged)
     assert world.why_not(second) is None
 
 
 def test_dead_router_is_replaced_in_front_of_the_same_versions(world):
     first = fake.publish(world.tmp_path, 1)
     world.release(first)
-    pid = world.by_role()["stable"]["pid"]
-    fake.kill(read(world.state, "production").router.process.pid)
+    serving = who(world.by_role()["stable"])
+    fake.end(read(world.state, "production").router.process)
     until(lambda: "router" in world.why_not(first))
     assert rollout.promote(world.context(first)).outcome is Outcome.PASSED
-    assert world.by_role()["stable"]["pid"] == pid
+    assert who(world.by_role()["stable"]) == serving
     assert world.why_not(first) is None
 
 
@@ -339,4 +337,4 @@ def _hit_candidate(world, sign: int) -> None:
 
 def _kill_router_midway(world) -> None:
     until(lambda: (world.by_role().get("candidate") or {}).get("requests"))
-    fake.kill(read(world.state, "production").router.process.pid)
+    fake.end(read(world.state, "production").router.process)

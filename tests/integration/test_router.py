@@ -55,7 +55,9 @@ def backends(tmp_path):
 @pytest.fixture
 def envoy(tmp_path):
     """A router without versions."""
-    made = router.start(tmp_path / "envoy", "127.0.0.1", REST, GRPC, tmp_path / "envoy.log", "production")
+    made = router.start(
+        router.RouterPlan(tmp_path / "envoy", "127.0.0.1", REST, GRPC, tmp_path / "envoy.log", "production")
+    )
     yield made
     made.stop()
     assert not made.process.alive()
@@ -221,7 +223,9 @@ def test_taken_port_is_named_with_its_holder_and_the_remedy(tmp_path):
         other.bind(("127.0.0.1", REST))
         other.listen()
         with pytest.raises(ProgramFailed) as refused:
-            router.start(tmp_path / "envoy", "127.0.0.1", REST, GRPC, tmp_path / "log", "production")
+            router.start(
+                router.RouterPlan(tmp_path / "envoy", "127.0.0.1", REST, GRPC, tmp_path / "log", "production")
+            )
     assert f"Port {REST}" in str(refused.value)
     assert f"process {os.getpid()} (" in str(refused.value)
     assert "production.rest_port" in str(refused.value)
@@ -230,7 +234,9 @@ def test_taken_port_is_named_with_its_holder_and_the_remedy(tmp_path):
 
 def test_two_routers_never_share_a_port(envoy, tmp_path):
     with pytest.raises(ProgramFailed, match=f"is taken by process {envoy.process.pid}"):
-        router.start(tmp_path / "other", "127.0.0.1", REST, GRPC, tmp_path / "log", "staging")
+        router.start(
+            router.RouterPlan(tmp_path / "other", "127.0.0.1", REST, GRPC, tmp_path / "log", "staging")
+        )
 
 
 def test_configuration_that_envoy_refuses_is_an_error_and_changes_nothing(envoy, backends):

@@ -55,7 +55,9 @@ def test_an_unknown_name_is_refused_with_its_line_and_the_nearest_name(write):
 
 def test_all_faults_come_at_once_in_the_order_of_their_lines(write):
     path = write(
-        ("epochs: ", "epochs: -"), ("kind: local", "kind: locl"), ("  classes: 10", "  classes: ten")
+        ("epochs: ", "epochs: -"),
+        ("kind: ${TIDEGATE_TARGET:-local}", "kind: locl"),
+        ("  classes: 10", "  classes: ten"),
     )
     found = faults(path)
     assert [int(re.match(r"pipeline.yaml:(\d+):", text)[1]) for text in found] == sorted(
@@ -74,7 +76,11 @@ def test_all_faults_come_at_once_in_the_order_of_their_lines(write):
         ("  learning_rate:", "  learning_rate: fast #", "train.learning_rate: is 'fast', must be a number"),
         ("  test_fraction:", "  test_fraction: 1.5 #", "must be from 0.01 to 0.9"),
         ("  test_fraction:", "  test_fraction: .nan #", "must be a number"),
-        ("kind: local", "kind: locl", "must be one of local; did you mean local?"),
+        (
+            "kind: ${TIDEGATE_TARGET:-local}",
+            "kind: locl",
+            "must be one of local, docker; did you mean local?",
+        ),
         ("accuracy: {at_least: 0.95}", "accuracy: {}", "must have exactly one of at_least, at_most"),
         ("accuracy: {at_least: 0.95}", "accuracy: {at_least: 1, at_most: 2}", "must have exactly one of"),
         ("  row_shape: [8, 8]", "  row_shape: 64", "data.row_shape: must be a list"),

@@ -95,7 +95,7 @@ class Runner:
     @cached_property
     def signer(self) -> Signer:
         """What signs here. A protected ref in CI must be given its key; others make one that nobody else trusts."""
-        return Signer(self.paths.state, may_use_own=not ci.is_protected())
+        return Signer(self.paths.state, may_use_own=not ci.is_protected(), approving=self.approving)
 
     @cached_property
     def trust(self) -> Trust:

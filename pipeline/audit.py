@@ -63,7 +63,7 @@ def _find(runner: Runner, subject: str) -> tuple[str, Entry]:
             f"{subject} is no channel, version (v3) or image (NAME@sha256:…); nothing was verified."
         )
     for name in (subject,) if subject in _CHANNELS else _CHANNELS:
-        channel = runner.store.channel(name)
+        channel = runner.heads.channel(name)
         if image:
             found = channel.of_image(image[1])
         else:

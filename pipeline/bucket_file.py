@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline import digest
 from pipeline.buckets import Item
 from pipeline.errors import IntegrityError, ProgramFailed, SettingsError
 
+# What `_arriving` calls a file until it is whole.
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{12}")
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
@@ -104,6 +107,17 @@ class FileBucket:
         """See Bucket."""
         with disk_errors(self._place(path)):
             self._place(path).unlink(missing_ok=True)
+
+    def sweep(self, before: float) -> int:
+        """See Bucket."""
+        swept = 0
+        for parent, _, names in os.walk(self.root):
+            for path in (Path(parent, name) for name in names if _PARTIAL.fullmatch(name)):
+                with contextlib.suppress(FileNotFoundError), disk_errors(path):
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        swept += 1
+        return swept
 
     def _place(self, path: str) -> Path:
         if path.startswith("/") or ".." in path.split("/"):

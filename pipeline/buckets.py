@@ -56,6 +56,9 @@ class Bucket(Protocol):
     def delete(self, path: str) -> None:
         """Removes an object. No error if there is none."""
 
+    def sweep(self, before: float) -> int:
+        """Removes what killed writers left unfinished, if begun before a time (seconds since the epoch); how many."""
+
 
 def open_bucket(address: str, root: Path) -> Bucket:
     """The bucket at `file:PATH` (relative to `root`) or `s3://BUCKET/PREFIX`."""

@@ -41,7 +41,7 @@ def fetch(runner: Runner, output: str, folder: Path, subject: str | None = None)
 
 def _record(runner: Runner, output: str, subject: str | None) -> tuple[Record, str]:
     """The verified record that has the output, and what it is of."""
-    if subject is None and runner.store.channel("production").live is None:
+    if subject is None and runner.heads.channel("production").live is None:
         return _newest(runner, output), "the newest run that passed"
     found = audit.audit(runner, subject or "production")
     stage = output.split("/")[0]

@@ -6,7 +6,8 @@ Kept are
 - with the outputs of all records behind them: the newest entries of each channel (`retention.versions`), the one that a
   rollback goes back to, the champion, what was recorded lately (`retention.days`), and each stage's newest record, so
   that where nothing changed nothing runs again;
-- whatever is younger than an hour (GRACE_S): a run uploads blobs first and names them in a record last.
+- whatever is younger than an hour (GRACE_S): a run uploads blobs first and names them in a record last; and for a week
+  what a killed upload left (UNFINISHED_S), since its next run goes on from there.
 
 Nothing is removed while anything that must be followed cannot be read: a record, a tree, a channel's entry, or an
 object below records/ that this version does not know.
@@ -40,6 +41,8 @@ from pipeline.stages import FOLLOW_UP
 from pipeline.store import Channel, Entry, Store, blob
 
 GRACE_S = 3600.0
+# Longer than any upload takes, and than whoever was killed waits before it goes on where it stopped.
+UNFINISHED_S = 7 * 86_400.0
 _DAY_S = 86_400.0
 _AT_ONCE, _SLICE = 8, 1000
 _RECORD = re.compile(r"records/(?P<stage>[a-z-]+)/[0-9a-f]{64}/[0-9TZ.]+-(?P<sha256>[0-9a-f]{64})")
@@ -87,7 +90,8 @@ def gc(runner: Runner, dry_run: bool, lost: Collection[str] = ()) -> str:
             "--dry-run may be asked for everywhere."
         )
     with alone(runner.paths.build), deployment_lock(runner.paths.state):
-        return f"removed {sweep.remove(sweep.find())}"
+        removed, unfinished = sweep.remove(sweep.find()), sweep.end_unfinished()
+        return f"removed {removed}" + (f"; unfinished uploads: {unfinished:,}" if unfinished else "")
 
 
 class Sweep:
@@ -98,6 +102,7 @@ class Sweep:
     ):
         now = time.time() if now is None else now
         self._bucket = store.bucket
+        self._unfinished = now - UNFINISHED_S
         self._grace = now - GRACE_S
         self._since = now - max(retention.days * _DAY_S, GRACE_S)
         self._kept = _Kept(store, retention.versions, self._since, lost)
@@ -121,6 +126,10 @@ class Sweep:
         self._delete(still)
         self._delete(found.logs)
         return dataclasses.replace(found, blobs=still)
+
+    def end_unfinished(self) -> int:
+        """Removes what killed uploads left a week ago or earlier; how many."""
+        return self._bucket.sweep(self._unfinished)
 
     def _may_go(self, item: Item, sha256: str) -> bool:
         return sha256 not in self._kept.blobs and item.modified < self._grace

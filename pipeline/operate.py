@@ -162,7 +162,7 @@ def break_glass(runner: Runner, reason: str) -> str:
     runner.recall(needed(["publish"]))
     made = runner.done["publish"]
     with deployment_lock(runner.paths.state):
-        production = runner.store.channel("production")
+        production = runner.heads.channel("production")
         goal = runner.entry(production, BREAK_GLASS)
         return _put_live(runner, BREAK_GLASS, production, goal, {"publish": made.sha256}, reason.strip())
 

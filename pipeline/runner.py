@@ -18,6 +18,7 @@ from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
 from pipeline.execution import Executor, Paths, Work, decided_of, now
+from pipeline.heads import Heads
 from pipeline.keys import Signer
 from pipeline.locks import locked
 from pipeline.policy import Policy
@@ -116,13 +117,17 @@ class Runner:
     def channel(self, name: str) -> Channel:
         """A channel whose live entry is what a trusted key signed; with it all before, which it names by digest.
 
-        Raises IntegrityError for one that somebody changed in the store.
+        Raises IntegrityError for one that somebody changed in the store, or cut short since this machine looked.
         """
-        channel = self.store.channel(name)
+        channel = self.heads.channel(name)
         if channel.live and self.must_sign:
             seen = f"entry:{name}:{channel.head}:{self.trust.digest}"
             self.digests.remember(seen, lambda: self.policy.accept(name, channel.live))
         return channel
+
+    @cached_property
+    def heads(self) -> Heads:
+        return Heads(self.paths.state, self.store)
 
     @cached_property
     def executor(self) -> Executor:

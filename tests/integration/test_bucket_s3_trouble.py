@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from pipeline import bucket_s3
+from pipeline import bucket_s3, s3_client
 from pipeline.bucket_s3 import Limits, S3Bucket
 from pipeline.buckets import open_bucket
 from pipeline.errors import IntegrityError, ProgramFailed, SettingsError
@@ -425,6 +425,14 @@ def test_an_unfinished_upload_of_an_object_with_a_longer_name_is_left_alone(buck
     assert behind.get("blobs/x") == path.read_bytes()
 
 
+def test_a_sweep_ends_what_was_begun_long_ago_and_leaves_what_is_under_way(bucket, behind):
+    begun = behind.client.create_multipart_upload(**behind.at("blobs/x"))["UploadId"]
+    assert bucket.sweep(before=time.time() - 60) == 0
+    assert behind.unfinished("blobs/x") == [begun]
+    assert bucket.sweep(before=time.time() + 60) == 1
+    assert behind.unfinished("blobs/x") == []
+
+
 def test_an_upload_that_another_gives_up_meanwhile_is_begun_anew(bucket, proxy, behind, source):
     path, sha256 = source(TWO_PARTS_AND_MORE)
 
@@ -463,7 +471,7 @@ def test_trouble_with_some_parts_is_not_noticed(bucket, proxy, behind, source, t
 
 def test_what_was_damaged_on_its_way_is_refused_by_the_server(bucket, behind, source, monkeypatch):
     path, sha256 = source(100)
-    monkeypatch.setattr(bucket_s3, "_md5", lambda data: hashlib.md5(data + b"damaged").digest())
+    monkeypatch.setattr(s3_client, "md5_of", lambda data: hashlib.md5(data + b"damaged").digest())
     with pytest.raises(ProgramFailed, match="400 BadDigest"):
         bucket.upload("blobs/x", path, sha256)
     with pytest.raises(behind.client.exceptions.NoSuchKey):

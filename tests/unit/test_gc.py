@@ -380,6 +380,18 @@ def test_the_command_says_what_it_removed_and_a_dry_run_what_it_would(walks, run
     assert gc.gc(runner, dry_run=True).startswith("would remove 0 records, 0 of")
 
 
+def test_what_a_killed_writer_left_goes_after_a_week(walks, runner, objects):
+    blobs = walks.store.bucket.root / "blobs/sha256/ab"
+    blobs.mkdir(parents=True, exist_ok=True)
+    left = {days: blobs / f".{'ab' * 32}.{days:012x}" for days in (1, 8)}
+    for days, path in left.items():
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - days * DAY_S,) * 2)
+    assert gc.gc(runner, dry_run=False).endswith("; unfinished uploads: 1")
+    assert left[1].exists()
+    assert not left[8].exists()
+
+
 def test_no_collection_while_a_run_or_a_deployment_goes_on_here(walks, runner, objects):
     walks.store.put_bytes(b"left over")
     age(walks.root, 1)

@@ -15,7 +15,7 @@ ALLOWED = {
 }
 SPINE_FOR_STAGES = {"stages", "settings", "run", "errors", "digest", "record"}
 # Imports boto3, inside the functions that talk to S3.
-FAR_STORE = "bucket_s3.py"
+FAR_STORE = "s3_client.py"
 
 
 def files(root, package):

@@ -1,0 +1,103 @@
+"""A machine remembers the newest entry of each channel that it saw, and refuses a store that has less."""
+
+import dataclasses
+
+import pytest
+
+from pipeline.errors import IntegrityError
+from pipeline.heads import Heads
+from pipeline.store import Entry, open_store
+
+ENTRY = Entry("sha256:" + "a" * 64, 1, "m", "s", "p", "ann", "2026-01-01T00:00:00Z", "promote", "e" * 64)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store whose production had three versions."""
+    store = open_store("file:store", tmp_path)
+    for version in (1, 2, 3):
+        live = dataclasses.replace(ENTRY, version=version, image="sha256:" + str(version) * 64)
+        store.append(store.channel("production"), live)
+    return store
+
+
+@pytest.fixture
+def cut(store):
+    """Takes production's entries from this number on out of the store, and leaves hints that fit."""
+
+    def remove(first: int) -> None:
+        folder = store.bucket.root / "channels/production"
+        for path in folder.glob("*.json"):
+            if int(path.stem) >= first:
+                path.unlink()
+        (folder.parent / "production.json").write_text(f'{{"revision": {first - 1}}}')
+
+    return remove
+
+
+def test_entries_that_were_seen_and_are_gone_are_missed(tmp_path, store, cut):
+    assert Heads(tmp_path, store).channel("production").revision == 3
+    cut(3)
+    assert store.channel("production").live.version == 2
+    with pytest.raises(IntegrityError, match=r"had 3 entries .* has 2 now.*Only if the store was emptied"):
+        Heads(tmp_path, store).channel("production")
+
+
+def test_a_store_that_was_emptied_is_missed_too(tmp_path, store, cut):
+    Heads(tmp_path, store).channel("production")
+    cut(1)
+    with pytest.raises(IntegrityError, match=r"had 3 entries .* has 0 now"):
+        Heads(tmp_path, store).channel("production")
+
+
+def test_other_entries_in_the_place_of_those_that_were_seen_are_found_out(tmp_path, store, cut):
+    Heads(tmp_path, store).channel("production")
+    cut(3)
+    for version in (7, 8):
+        store.append(store.channel("production"), dataclasses.replace(ENTRY, version=version))
+    assert store.channel("production").revision == 4
+    with pytest.raises(IntegrityError, match="entry 3 is another than the one that this machine saw"):
+        Heads(tmp_path, store).channel("production")
+
+
+def test_another_entry_in_the_place_of_the_newest_is_found_out(tmp_path, store, cut):
+    Heads(tmp_path, store).channel("production")
+    cut(3)
+    store.append(store.channel("production"), dataclasses.replace(ENTRY, version=7))
+    with pytest.raises(IntegrityError, match="entry 3 is another"):
+        Heads(tmp_path, store).channel("production")
+
+
+def test_new_entries_are_seen_and_remembered(tmp_path, store, cut):
+    Heads(tmp_path, store).channel("production")
+    store.append(store.channel("production"), dataclasses.replace(ENTRY, version=4))
+    assert Heads(tmp_path, store).channel("production").revision == 4
+    cut(4)
+    with pytest.raises(IntegrityError, match="had 4 entries"):
+        Heads(tmp_path, store).channel("production")
+
+
+def test_a_machine_that_never_saw_them_and_one_that_was_told_to_forget_take_what_is_there(
+    tmp_path, store, cut
+):
+    Heads(tmp_path, store).channel("production")
+    cut(3)
+    assert Heads(tmp_path / "another", store).channel("production").revision == 2
+    (memory,) = (tmp_path / "seen").iterdir()
+    memory.unlink()
+    assert Heads(tmp_path, store).channel("production").revision == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"revision": 3, "other": 1}', "\x00"])
+def test_a_memory_that_cannot_be_read_is_none_and_is_written_anew(tmp_path, store, damage):
+    Heads(tmp_path, store).channel("production")
+    (memory,) = (tmp_path / "seen").iterdir()
+    whole = memory.read_text()
+    memory.write_text(damage)
+    assert Heads(tmp_path, store).channel("production").revision == 3
+    assert memory.read_text() == whole
+
+
+def test_two_stores_have_a_memory_each(tmp_path, store):
+    Heads(tmp_path, store).channel("production")
+    assert Heads(tmp_path, open_store("file:other", tmp_path)).channel("production").revision == 0

@@ -248,6 +248,13 @@ def down(_, paths: Paths) -> int:
     return 0
 
 
+def comment(arguments, paths: Paths) -> int:
+    from pipeline import comment
+
+    print(comment.post(arguments.folder))
+    return 0
+
+
 def gc(arguments, paths: Paths) -> int:
     from pipeline import gc
 

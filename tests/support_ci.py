@@ -24,6 +24,7 @@ GITLAB_CONDITIONS = {
 }
 BEFORE_GPU = ("nvidia-smi", 'cmp requirements.txt "$VENV/requirements.txt"')
 NO_STAGE = "complete"
+COMMENT = "comment"
 KEY = "${{ secrets.TIDEGATE_SIGNING_KEY }}"
 PINNED_ACTION = re.compile(r"[\w-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 PINNED_IMAGE = re.compile(r"[\w./:-]+@sha256:[0-9a-f]{64}")
@@ -120,7 +121,9 @@ def gitlab_faults(file: dict) -> Iterator[str]:
             yield f"{name}: does not hand its state on"
         if any(path in (".tidegate/", ".tidegate") or "keys" in path for path in job["artifacts"]["paths"]):
             yield f"{name}: would hand out keys"
-        if "allow_failure" in job or (job["interruptible"] and not admits(job["rules"], MERGE_REQUEST)):
+        if name == COMMENT:
+            yield from gitlab_comment_faults(job)
+        elif "allow_failure" in job or (job["interruptible"] and not admits(job["rules"], MERGE_REQUEST)):
             yield f"{name}: may fail or be stopped in silence"
         if job["stage"] in BY_NAME and any(rule.get("allow_failure") for rule in job["rules"]):
             yield f"{name}: may fail in silence"
@@ -137,6 +140,16 @@ def gitlab_faults(file: dict) -> Iterator[str]:
     if last.needs != tuple(BY_NAME):
         yield "the last job does not need every stage"
     yield from rollback_faults("gitlab", [j for j in gitlab_jobs(file, PROTECTED) if j.stage == "rollback"])
+
+
+def gitlab_comment_faults(job: dict) -> Iterator[str]:
+    """The job that comments is a merge request's alone, runs after all of its stages, and stops nothing."""
+    if [rule["if"] for rule in job["rules"]] != ['$CI_PIPELINE_SOURCE == "merge_request_event"']:
+        yield "comment: runs elsewhere than in merge requests"
+    if (job["rules"][0].get("when"), job["rules"][0].get("allow_failure")) != ("always", True):
+        yield "comment: must run always, and stop nothing"
+    if job["script"] != ["make comment"]:
+        yield f"comment: runs {job['script']}"
 
 
 # --- GitHub ----------------------------------------------------------------------------------------------------------
@@ -167,6 +180,8 @@ def github_job(name: str, job: dict) -> Job:
 def github_faults(files: dict[str, dict]) -> Iterator[str]:
     """What is true of GitHub's files alone."""
     request, main, back = (files[name] for name in ("pull-request", "pipeline", "rollback"))
+    yield from github_comment_faults(files["comment"])
+    files = {name: file for name, file in files.items() if name != COMMENT}
     if set(files) != {"pull-request", "pipeline", "rollback"}:
         yield f"workflows: {sorted(files)}"
     if set(request[True]) != {"pull_request"} or set(back[True]) != {"workflow_dispatch"}:
@@ -190,6 +205,24 @@ def github_faults(files: dict[str, dict]) -> Iterator[str]:
         if said["if"] != "${{ always() }}" or said["steps"][-1]["uses"] != "./.github/actions/all-passed":
             yield f"{name}: the last job does not look at what became of the others"
     yield from rollback_faults("github", github_jobs(back))
+
+
+def github_comment_faults(file: dict) -> Iterator[str]:
+    """What comments has the right to, so it runs main's code, and of the pull request it has files alone."""
+    job = file["jobs"][COMMENT]
+    if file[True] != {"workflow_run": {"workflows": ["pull request"], "types": ["completed"]}}:
+        yield "comment: another trigger"
+    if file["permissions"] != {} or list(file["jobs"]) != [COMMENT]:
+        yield "comment: rights at the top, or another job"
+    if job["permissions"] != {"contents": "read", "actions": "read", "pull-requests": "write"}:
+        yield f"comment: rights {job['permissions']}"
+    checkout = job["steps"][0]["with"]
+    if checkout != {"ref": "${{ github.event.repository.default_branch }}", "persist-credentials": False}:
+        yield f"comment: checks out {checkout}"
+    if [step["run"] for step in job["steps"] if "run" in step] != ["make comment"] or "secrets." in str(file):
+        yield "comment: runs something else, or sees a secret"
+    if "timeout-minutes" not in job:
+        yield "comment: no timeout"
 
 
 def github_rights_faults(name: str, file: dict) -> Iterator[str]:

@@ -138,6 +138,8 @@ GITLAB_CHANGES: dict[str, Change] = {
     "no coverage report": drop("check/artifacts/reports/coverage_report"),
     "the last job waits for less": drop("complete/needs/3"),
     "a rollback that is tried again": drop("rollback/retry"),
+    "a comment that stops the pipeline": put("comment/rules/0/allow_failure", False),
+    "a comment on a protected ref": add("comment/rules", {"if": '$CI_COMMIT_REF_PROTECTED == "true"'}),
     "a rollback that waits": add("rollback/needs", {"job": "promote", "artifacts": False}),
     "a deployment that a commit stops": put(".guarded/interruptible", True),
 }
@@ -157,6 +159,11 @@ GITHUB_CHANGES: dict[str, Change] = {
     "any branch": put("pipeline/on/push/branches", ["**"]),
     "a secret in a pull request": put("pull-request/jobs/check/env", {"KEY": KEY}),
     "rights for all": put("pipeline/permissions", "write-all"),
+    "a comment by the pull request's own code": put("comment/on", {"pull_request": None}),
+    "a comment by code that the pull request chose": put(
+        "comment/jobs/comment/steps/0/with/ref", "${{ github.event.workflow_run.head_sha }}"
+    ),
+    "a comment with more rights": put("comment/jobs/comment/permissions/contents", "write"),
     "rights for one": put("pipeline/jobs/scan/permissions/packages", "write"),
     "approval without a person": put("pipeline/jobs/approve/environment/name", "production"),
     "no environment": drop("pipeline/jobs/promote/environment"),

@@ -248,7 +248,7 @@ def down(_, paths: Paths) -> int:
     return 0
 
 
-def comment(arguments, paths: Paths) -> int:
+def comment(arguments, _) -> int:
     from pipeline import comment
 
     print(comment.post(arguments.folder))

@@ -1,7 +1,7 @@
 """Tells a merge request what its pipeline found: one comment, edited in place.
 
-What it tells was written by the merge request's own jobs, whose author may be anybody: it is read as data, only what has
-the expected shape is used, and nothing of it is run. Notes: https://docs.gitlab.com/api/notes/ and
+What it tells was written by the merge request's own jobs, whose author may be anybody: it is read as data, only what
+has the expected shape is used, and nothing of it is run. Notes: https://docs.gitlab.com/api/notes/ and
 https://docs.github.com/en/rest/issues/comments.
 """
 
@@ -69,7 +69,9 @@ def post(folder: Path, environ: Mapping[str, str] = os.environ) -> str:
             return "the comment on the merge request was brought up to date"
     answer = place.api.send("POST", place.comments, {"body": text})
     if isinstance(answer, Refused):
-        raise NoData(f"{place.api.host} takes no comment from the token in {place.api.token_from} ({answer}).")
+        raise NoData(
+            f"{place.api.host} takes no comment from the token in {place.api.token_from} ({answer})."
+        )
     return "the merge request has a comment now"
 
 
@@ -119,7 +121,11 @@ def _told(file: Path) -> Iterable[Line]:
         return
     rows = document.get("stages") if isinstance(document, dict) else None
     for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and row.get("stage") in list(BY_NAME) and row.get("outcome") in list(_OUTCOMES):
+        if (
+            isinstance(row, dict)
+            and row.get("stage") in list(BY_NAME)
+            and row.get("outcome") in list(_OUTCOMES)
+        ):
             yield _line(row)
 
 
@@ -145,7 +151,12 @@ def _line(row: Mapping[str, Any]) -> Line:
 
 def _number(value: Any, form: str = "g") -> str:
     """A number as text; nothing for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or math.isnan(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or abs(value) > 1e300
+        or math.isnan(value)
+    ):
         return ""
     return format(float(value), form)
 
@@ -156,14 +167,23 @@ def _place(environ: Mapping[str, str]) -> Place | None:
     if not token:
         return None
     if ci.vendor(environ) == ci.GITLAB:
-        project, number = (environ.get(name, "") for name in ("CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID"))
+        project, number = (
+            environ.get(name, "") for name in ("CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID")
+        )
         if not (project and number.isdigit()):
-            raise NoData("this pipeline belongs to no merge request (CI_MERGE_REQUEST_IID), so none gets a comment.")
+            raise NoData(
+                "this pipeline belongs to no merge request (CI_MERGE_REQUEST_IID), so none gets a comment."
+            )
         api = Api(environ.get("CI_API_V4_URL", "").rstrip("/"), token, TOKEN, header="PRIVATE-TOKEN")
         at = f"/projects/{quote(project, safe='')}/merge_requests/{number}/notes"
         return Place(api, at, at + "/{}", "PUT")
     api = Api(
-        environ.get("GITHUB_API_URL", "").rstrip("/"), token, TOKEN, "Authorization", "Bearer", "application/vnd.github+json"
+        environ.get("GITHUB_API_URL", "").rstrip("/"),
+        token,
+        TOKEN,
+        "Authorization",
+        "Bearer",
+        "application/vnd.github+json",
     )
     at = f"/repos/{environ.get('GITHUB_REPOSITORY', '')}"
     number = _pull_request(api, at, environ)
@@ -180,11 +200,13 @@ def _pull_request(api: Api, at: str, environ: Mapping[str, str]) -> int:
         at_commit = isinstance(request.get("head"), dict) and request["head"].get("sha") == commit
         if at_commit and isinstance(request.get("number"), int):
             return request["number"]
-    raise NoData(f"no open pull request from {head!r} is at {commit[:12]!r} any more, so none gets a comment.")
+    raise NoData(
+        f"no open pull request from {head!r} is at {commit[:12]!r} any more, so none gets a comment."
+    )
 
 
 def _ours(place: Place) -> Iterable[int]:
-    """The comments that look like one of ours, oldest first. One that another wrote cannot be edited, or is no bot's."""
+    """The comments that look like one of ours, oldest first. Another's cannot be edited, or is no bot's."""
     found = place.api.pages(place.comments)
     if isinstance(found, Refused):
         raise NoData(f"{place.api.host} does not list the comments to the token in {TOKEN} ({found}).")

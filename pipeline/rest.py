@@ -1,4 +1,4 @@
-"""Asks a REST API with a token: bounded in time and size, and never talking to another host. `send` alone changes things.
+"""Asks a REST API with a token: bounded in time and size, never talking to another host. Only `send` changes things.
 
 What the caller must judge (403, 404) comes back as a value; what leaves nothing to judge raises NoData.
 """
@@ -162,7 +162,7 @@ class Api:
             self.header: f"{self.scheme} {self.token}".strip(),
             **({"Content-Type": "application/json"} if sent else {}),
         }
-        # noqa below: http or https, see __post_init__
+
         request = urllib.request.Request(url, sent, headers, method=method)  # noqa: S310
         try:
             with _opened(request) as answer:
@@ -223,7 +223,7 @@ class _SameOrigin(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if req.get_method() != "GET":
             raise NoData(
-                f"{_split(req.full_url).hostname} sends us on, and what was to be written would be lost. Name its address."
+                f"{_split(req.full_url).hostname} sends us on; what is to be written would be lost. Name that address."
             )
         _stay(req.full_url, newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

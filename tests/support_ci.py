@@ -113,7 +113,9 @@ def gitlab_faults(file: dict) -> Iterator[str]:
     ]:  # fmt: skip
         yield "a newer commit must stop merge requests, and nothing else"
     for name, job in jobs.items():
-        if job.get("image") not in ((None,) if job.get("tags") == ["deploy"] else ("$CPU_IMAGE", "$GPU_IMAGE")):
+        if job.get("image") not in (
+            (None,) if job.get("tags") == ["deploy"] else ("$CPU_IMAGE", "$GPU_IMAGE")
+        ):
             yield f"{name}: image {job.get('image')}"
         if job["artifacts"]["expire_in"] != "1 week":
             yield f"{name}: artifacts expire in {job['artifacts']['expire_in']}"

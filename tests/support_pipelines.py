@@ -47,8 +47,8 @@ QUICK = {
     "calibration_error: {at_most: 0.05}": "calibration_error: {at_most: 0.2}",
 }
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# The training image as a job's image, run as root: both drivers own the checkout that way. rsync is what gitlab-ci-local moves artifacts with. nvidia-smi is there because the
-# train job calls it, and says what is true: these jobs train on the CPU.
+# The training image as a job's image, run as root: both drivers own the checkout that way. gitlab-ci-local moves
+# artifacts with rsync. nvidia-smi is there because the train job calls it, and says what is true: there is no GPU.
 _JOB_IMAGE = """FROM {training}
 USER root
 RUN apt-get update && apt-get install --yes --no-install-recommends rsync && rm -rf /var/lib/apt/lists/*
@@ -96,17 +96,14 @@ def free_port() -> int:
 
 
 def digests(store: Path) -> dict[str, str]:
-    """The digests of the newest model and image of a store."""
+    """The digests of the newest model and image of a store, as far as they were made."""
     opened = open_store(f"file:{store}", store)
-    made = {
-        stage: record.read(opened.fetch_bytes(opened.newest_record(stage)))
-        for stage in ("train", "export", "image")
-    }
-    return {
-        "model": made["train"].outputs["train/model"],
-        "savedmodel": made["export"].outputs["export/savedmodel"],
-        "image": made["image"].digest,
-    }
+    newest = {stage: opened.newest_record(stage) for stage in ("train", "export", "image")}
+    made = {stage: record.read(opened.fetch_bytes(sha256)) for stage, sha256 in newest.items() if sha256}
+    outputs = {name: tree for one in made.values() for name, tree in one.outputs.items()}
+    named = {"model": "train/model", "savedmodel": "export/savedmodel"}
+    found = {what: outputs[name] for what, name in named.items() if name in outputs}
+    return found | ({"image": made["image"].digest} if "image" in made else {})
 
 
 def outcomes(store: Path) -> dict[str, str]:
@@ -139,7 +136,9 @@ def offer_database(folder: Path, repository: str) -> str:
 
 def environment(home: Path) -> dict[str, str]:
     """A driver's environment: nothing of the CI that runs these tests, and a home of its own."""
-    kept = {name: value for name, value in os.environ.items() if not re.match("CI|GITLAB|GITHUB|TIDEGATE", name)}
+    kept = {
+        name: value for name, value in os.environ.items() if not re.match("CI|GITLAB|GITHUB|TIDEGATE", name)
+    }
     home.mkdir(parents=True, exist_ok=True)
     return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NO_COLOR": "1"}
 
@@ -187,7 +186,11 @@ def _merge_request(name: str, project: str) -> Event:
 MAIN = Event("push to main", "refs/heads/main", protected=True)
 FEATURE = Event("push to a feature branch", "refs/heads/feature", gitlab={"CI_COMMIT_BRANCH": "feature"})
 SCHEDULE = Event(
-    "schedule", "refs/heads/main", protected=True, gitlab={"CI_PIPELINE_SOURCE": "schedule"}, github_name="schedule"
+    "schedule",
+    "refs/heads/main",
+    protected=True,
+    gitlab={"CI_PIPELINE_SOURCE": "schedule"},
+    github_name="schedule",
 )
 TAG = Event("tag", "refs/tags/v1", gitlab={"CI_COMMIT_TAG": "v1"})
 BRANCH_REQUEST = _merge_request("merge request from a branch", "team/digits")
@@ -273,7 +276,9 @@ class Host:
         """What production answers to one row, over REST."""
         row = json.loads((ROOT / "docs/examples/seven.json").read_text())
         url = f"http://127.0.0.1:{self.team.ports['production_rest']}/v1/models/digits:predict"
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(row).encode()), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, json.dumps(row).encode()), timeout=10
+        ) as answer:
             return json.load(answer)
 
     def serves(self) -> bool:
@@ -294,7 +299,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 class GitLab(Host):
-    """.gitlab-ci.yml as gitlab-ci-local runs it: jobs with an image in containers, those of the tag deploy in a shell."""
+    """.gitlab-ci.yml as gitlab-ci-local runs it: jobs with an image in containers, the tag deploy's in a shell."""
 
     def __init__(self, folder: Path, team: Team):
         super().__init__(folder, team)
@@ -328,7 +333,8 @@ class GitLab(Host):
         done = self._start(list(arguments), event, **variables)
         output = _ESCAPES.sub("", done.stdout + done.stderr)
         ended = {
-            word: frozenset(re.findall(rf"^ {word} +(\S+)", output, re.MULTILINE)) for word in ("PASS", "FAIL")
+            word: frozenset(re.findall(rf"^ {word} +(\S+)", output, re.MULTILINE))
+            for word in ("PASS", "FAIL")
         }
         started = tuple(re.findall(r"^(\S+) +starting ", output, re.MULTILINE))
         return Ran(done.returncode, started, ended["PASS"], ended["FAIL"], output)
@@ -370,7 +376,7 @@ _ACTIONS = ROOT / "tests/e2e/act"
 
 
 class GitHub(Host):
-    """.github/workflows as act runs them: jobs in containers of the jobs' image, those of the label deploy on this host.
+    """.github/workflows as act runs them: jobs in containers of the jobs' image, the label deploy's on this host.
 
     Third-party actions are stand-ins (tests/e2e/act), found by the very commits that the workflows pin. act is told
     nothing of `environment.deployment` and `concurrency.queue`, which it does not know.
@@ -385,6 +391,15 @@ class GitHub(Host):
             made.mkdir()
             made.chmod(0o777)
         self.number = 0
+
+    @property
+    def store(self) -> Path:
+        return self.lasting / "store"
+
+    @property
+    def lasts(self) -> dict[str, str]:
+        """The variables that name a store and a registry which outlive a run."""
+        return {"TIDEGATE_STORE": f"file:{self.store}", "TIDEGATE_REGISTRY": f"oci:{self.lasting}/registry"}
 
     def triggered(self, event: Event) -> list[str]:
         """The workflows that GitHub starts for this event: by its name and, for a push, by the branch filter."""
@@ -422,17 +437,47 @@ class GitHub(Host):
         """Runs a workflow to its end. Without `again` it is a run of its own, with artifacts of its own."""
         self.number += not again
         done = self._start(workflow, event, list(arguments), on_host, **variables)
-        output = _ESCAPES.sub("", done.stdout + done.stderr)
+        return self._ran(done.returncode, done.stdout + done.stderr)
+
+    def kill_job(self, job: str, when: str, workflow: str, event: Event, **variables: str) -> Ran:
+        """Runs a workflow, and kills the container of one of its jobs once `when` was printed."""
+        self.number += 1
+        argv, environ = self._call(workflow, event, [], True, **variables)
+        child = subprocess.Popen(
+            argv, cwd=self.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = []
+        for line in child.stdout:
+            lines.append(line)
+            if when in line:
+                named = ["--filter", f"name=act-{workflow}-{job}", "--filter", f"volume={self.beside}"]
+                found = subprocess.run(
+                    ["docker", "ps", "-q", *named], capture_output=True, text=True, timeout=60
+                )
+                assert found.stdout.split(), f"no container of {job} runs"
+                subprocess.run(["docker", "kill", *found.stdout.split()], capture_output=True, timeout=60)
+                when = "\0"
+        return self._ran(child.wait(timeout=TIMEOUT_S), "".join(lines))
+
+    def _ran(self, status: int, printed: str) -> Ran:
+        output = _ESCAPES.sub("", printed)
         started = re.findall(r"^\[[^]/]*/([\w-]+)\s*\] ⭐ Run Set up job", output, re.MULTILINE)
         ended = {
             word: frozenset(re.findall(rf"^\[[^]/]*/([\w-]+)\s*\] 🏁  Job {word}", output, re.MULTILINE))
             for word in ("succeeded", "failed")
         }
-        return Ran(done.returncode, tuple(started), ended["succeeded"], ended["failed"], output)
+        return Ran(status, tuple(started), ended["succeeded"], ended["failed"], output)
 
-    def _start(
+    def _start(self, *call: object, **variables: str) -> subprocess.CompletedProcess:
+        argv, environ = self._call(*call, **variables)
+        return subprocess.run(
+            argv, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+
+    def _call(
         self, workflow: str, event: Event, arguments: list[str], on_host: bool = False, **variables: str
-    ) -> subprocess.CompletedProcess:
+    ) -> tuple[list[str], dict[str, str]]:
+        """act's arguments and environment."""
         mounts = f"--user root --volume {self.beside}:{self.beside} --volume {_ACTIONS}:{_ACTIONS}:ro"
         given = {
             "GPU_IMAGE": self.team.image,
@@ -452,19 +497,14 @@ class GitHub(Host):
         argv += ["--eventpath", str(self._event(event)), "--pull=false", *arguments]
         argv += ["--platform", f"ubuntu-24.04={runner}", "--platform", "deploy=-self-hosted"]
         argv += ["--platform", f"gpu={self.team.image}", "--container-options", mounts]
-        argv += [part for uses, place in self._actions() for part in ("--local-repository", f"{uses}={place}")]
+        argv += [
+            part for uses, place in self._actions() for part in ("--local-repository", f"{uses}={place}")
+        ]
         argv += [part for name, value in given.items() for part in ("--var", f"{name}={value}")]
         argv += [part for name, value in environ.items() for part in ("--env", f"{name}={value}")]
         secrets = {"TIDEGATE_SIGNING_KEY": self.team.keys["ci"].read_text()} if event.protected else {}
         argv += [part for name in secrets for part in ("--secret", name)]
-        return subprocess.run(
-            argv,
-            cwd=self.folder,
-            env={**environment(self.beside / "home"), **secrets},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
+        return argv, {**environment(self.beside / "home"), **secrets}
 
     def _readable(self, workflow: str) -> Path:
         self.workflows.mkdir(exist_ok=True)
@@ -485,7 +525,9 @@ class GitHub(Host):
     def _actions(self) -> list[tuple[str, Path]]:
         """Each third-party action that the repository uses, as OWNER/NAME@COMMIT, and its stand-in."""
         texts = [path.read_text() for path in (self.folder / ".github").rglob("*.yml")]
-        used = {found for text in texts for found in re.findall(r"uses: *([\w-]+/[\w.-]+@[0-9a-f]{40})", text)}
+        used = {
+            found for text in texts for found in re.findall(r"uses: *([\w-]+/[\w.-]+@[0-9a-f]{40})", text)
+        }
         places = [(uses, _ACTIONS / uses.partition("@")[0].partition("/")[2]) for uses in sorted(used)]
         return [(uses, place) for uses, place in places if place.is_dir()]
 
@@ -496,5 +538,3 @@ def clone(pushed: Path, folder: Path) -> Path:
     git(folder, "remote", "set-url", "origin", "https://git.example.com/team/digits.git")
     git(folder, "symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/main")
     return folder
-
-

@@ -1,10 +1,10 @@
 """GitLab's definition, run for real by gitlab-ci-local: which jobs an event has, and what they do.
 
-Jobs run in containers of the training image (on a stand-in for TensorFlow's base), those that deploy in a shell of this
-host. What is not GitLab here: nothing has a GPU, so train runs with TIDEGATE_ACCELERATOR=cpu and its nvidia-smi says so;
-gitlab-ci-local knows no protected branches and environments, no approvals, no queues (resource_group), and does not apply
-workflow:rules, which tests/unit/test_ci_graphs.py holds. A pipeline that waits for a person is one that was asked to run
-up to staging, since gitlab-ci-local would refuse the rest.
+Jobs run in containers of the training image (on a stand-in for TensorFlow's base), those that deploy in a shell of
+this host. What is not GitLab here: nothing has a GPU, so train runs with TIDEGATE_ACCELERATOR=cpu and its nvidia-smi
+says so; gitlab-ci-local knows no protected branches and environments, no approvals, no queues (resource_group), and
+does not apply workflow:rules, which tests/unit/test_ci_graphs.py holds. A pipeline that waits for a person is one that
+was asked to run up to staging, since gitlab-ci-local would refuse the rest.
 """
 
 import json
@@ -61,7 +61,9 @@ def staged(gitlab):
 def test_an_event_has_the_jobs_that_it_may_run(gitlab, event, jobs):
     found = gitlab.jobs(event)
     assert sorted(found) == sorted(jobs)
-    assert {name for name, job in found.items() if job["when"] == "manual"} == {"approve", "rollback"} & set(jobs)
+    assert {name for name, job in found.items() if job["when"] == "manual"} == {"approve", "rollback"} & set(
+        jobs
+    )
 
 
 def test_a_push_to_main_goes_to_staging_and_waits(gitlab, staged):
@@ -105,7 +107,10 @@ def test_a_canary_that_nobody_approved_is_refused_even_when_its_button_is_presse
 def test_cis_own_key_cannot_approve(gitlab, staged):
     refused = gitlab.run("approve", TIDEGATE_APPROVAL_KEY="")
     assert refused.failed == {"approve"}
-    assert "approve takes a key with the role approver, and the key that signs here, ci, has the role ci" in refused.output
+    assert (
+        "approve takes a key with the role approver, and the key that signs here, ci, has the role ci"
+        in refused.output
+    )
 
 
 def test_once_approved_it_serves(gitlab, staged, team):

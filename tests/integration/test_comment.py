@@ -47,17 +47,31 @@ class Forge:
                 if not self._known():
                     self._answer(401, {"message": "401 Unauthorized"})
                 elif self.path.startswith("/repos/team/digits/pulls?"):
-                    self._answer(200, [{"number": 7, "head": {"sha": COMMIT}}] if "stranger%3A" in self.path or "stranger:" in self.path else [])
+                    self._answer(
+                        200,
+                        [{"number": 7, "head": {"sha": COMMIT}}]
+                        if "stranger%3A" in self.path or "stranger:" in self.path
+                        else [],
+                    )
                 else:
                     self._answer(200, list(forge.comments.values()))
 
             def _write(self):
                 text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["body"]
                 forge.writes.append((self.command, self.path))
-                number = int(re.search(r"\d+$", self.path)[0]) if self.command != "POST" else len(forge.comments) + 1
+                number = (
+                    int(re.search(r"\d+$", self.path)[0])
+                    if self.command != "POST"
+                    else len(forge.comments) + 1
+                )
                 if forge.refuses or number in forge.foreign:
                     return self._answer(forge.refuses or 403, {"message": "403 Forbidden"})
-                forge.comments[number] = {"id": number, "body": text, "user": {"type": "Bot"}, "created_at": str(number)}
+                forge.comments[number] = {
+                    "id": number,
+                    "body": text,
+                    "user": {"type": "Bot"},
+                    "created_at": str(number),
+                }
                 return self._answer(201 if self.command == "POST" else 200, forge.comments[number])
 
             do_POST = do_PUT = do_PATCH = _write
@@ -142,9 +156,17 @@ def test_a_fork_without_a_token_gets_the_text_in_the_log(forge, environ, tmp_pat
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(403, "takes no comment"), (429, "rate limit"), (500, "with 500"), (422, "with 422"), (404, "takes no comment")],
+    [
+        (403, "takes no comment"),
+        (429, "rate limit"),
+        (500, "with 500"),
+        (422, "with 422"),
+        (404, "takes no comment"),
+    ],
 )
-def test_a_platform_that_takes_no_comment_is_named_and_not_asked_again(forge, environ, tmp_path, status, says):
+def test_a_platform_that_takes_no_comment_is_named_and_not_asked_again(
+    forge, environ, tmp_path, status, says
+):
     forge.refuses = status
     with pytest.raises(NoData, match=says):
         comment.post(reports(tmp_path, row("check")), environ)
@@ -166,7 +188,7 @@ def test_a_pull_request_that_moved_on_gets_no_comment_about_an_older_commit(forg
         "TIDEGATE_COMMENT_HEAD": "stranger:theirs",
         comment.TOKEN: TOKEN,
     }
-    with pytest.raises(NoData, match="is at c3c3c3c3c3c3 any more|is at 'c3c3c3c3c3c3' any more"):
+    with pytest.raises(NoData, match="is at 'c3c3c3c3c3c3' any more"):
         comment.post(reports(tmp_path, row("check")), environ)
     assert forge.writes == []
 

@@ -4,20 +4,17 @@ As in the real action, the artifact's root is the patterns' least common folder,
 for.
 """
 
-import glob
 import os
 import shutil
 from pathlib import Path
 
-found = sorted(
-    Path(place)
-    for pattern in os.environ["PATHS"].split()
-    for place in glob.glob(pattern, include_hidden=True)
-)
+found = sorted(Path(place) for pattern in os.environ["PATHS"].split() for place in Path().glob(pattern))
 target = Path(os.environ["ARTIFACTS"]) / os.environ["NAME"]
 patterns = [pattern.partition("*")[0].rstrip("/") for pattern in os.environ["PATHS"].split()]
 root = Path(os.path.commonpath(patterns))
-files = [file for place in found for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()]
+files = [
+    file for place in found for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()
+]
 kept = [
     file
     for file in files

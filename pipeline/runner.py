@@ -127,7 +127,7 @@ class Runner:
 
     @cached_property
     def heads(self) -> Heads:
-        """What was seen of each channel. A store in CI's checkout lasts one pipeline, and so does what was seen of it."""
+        """What was seen of each channel. A store in CI's checkout lasts one pipeline; so does this."""
         kind, _, place = self.settings.store.partition(":")
         in_checkout = kind == "file" and (self.paths.root / place).is_relative_to(self.paths.root)
         passing = in_checkout and ci.vendor() != ci.LAPTOP

@@ -129,7 +129,8 @@ class Runner:
     def heads(self) -> Heads:
         """What was seen of each channel. A store in CI's checkout lasts one pipeline; so does this."""
         kind, _, place = self.settings.store.partition(":")
-        in_checkout = kind == "file" and (self.paths.root / place).is_relative_to(self.paths.root)
+        checkout = self.paths.root.resolve()
+        in_checkout = kind == "file" and (checkout / place).resolve().is_relative_to(checkout)
         passing = in_checkout and ci.vendor() != ci.LAPTOP
         return Heads(self.paths.build if passing else self.paths.state, self.store)
 

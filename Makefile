@@ -10,7 +10,7 @@ STAGES := check data train evaluate export image scan publish staging canary pro
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: help setup ci-local test fix lock bench doctor status history plan comment approve rollback down clean $(STAGES)
+.PHONY: help setup ci-local test fix lock update gc recheck bench doctor status history plan comment approve rollback down clean $(STAGES)
 
 help: ## This menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ test: $(LOCKED) ## All tests: unit, integration, end to end
 
 $(STAGES): $(LOCKED)
 	@$(PYTHON) -m pipeline run $@
+
+# What is in no stage's key (documents, settings) is looked at each time, in half a second.
+check: rest
+.PHONY: rest
+rest: $(LOCKED)
+	@$(PYTHON) -m pipeline.lint
 
 approve: $(LOCKED) ## Let the digest in staging into production (a person, by name)
 	@$(PYTHON) -m pipeline approve
@@ -45,11 +51,22 @@ fix: $(LOCKED) ## Format the code, and mend what the linter can
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
 
+update: $(LOCKED) ## Propose newer versions of what is locked, as a branch
+	@$(PYTHON) -m pipeline.update
+
+gc: $(LOCKED) ## Remove from the store what no channel and no retention rule needs
+	@$(PYTHON) -m pipeline gc
+
+recheck: $(LOCKED) ## Execute two stages that hold once more, and compare byte by byte
+	@$(PYTHON) -m pipeline run data evaluate export image --recheck 2
+
 bench: $(LOCKED) ## Measure speed, with peers beside, as ratios
 	@$(PYTHON) -m bench
 
-lock: ## Write requirements.txt anew from requirements.in (needs uv)
-	@uv pip compile requirements.in --override requirements-override.txt --python-version 3.11 \
+# UPGRADE is what `make update` adds: options of uv, by which versions move.
+UPGRADE ?=
+lock: ## Write requirements.txt anew from requirements.in (with the locked uv)
+	@PATH="$(abspath $(VENV))/bin:$$PATH" uv pip compile requirements.in $(UPGRADE) --override requirements-override.txt --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
 
 setup: $(LOCKED) ## Make the locked environment (.venv), nothing else

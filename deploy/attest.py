@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from deploy.attestations import (
     BUNDLE,
@@ -301,7 +301,7 @@ class FolderPlace:
 class RemotePlace:
     """A repository of a registry that is spoken to over HTTP."""
 
-    def __init__(self, client):
+    def __init__(self, client: Any) -> None:
         self._client = client
 
     def manifest(self, digest: str) -> bytes:

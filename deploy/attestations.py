@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deploy.oci import CONFIG, INDEX, MANIFEST, Descriptor, encode, of_bytes, parse_json
 from pipeline.errors import IntegrityError
@@ -154,7 +155,9 @@ def referrer(subject: Descriptor, bundle: bytes, predicate_type: str) -> tuple[D
 
 def with_referrers(body: bytes | None, made: Sequence[Descriptor]) -> tuple[bytes, list[bytes]] | None:
     """The index of a referrers tag with these manifests listed too, and no blobs; None if they are listed."""
-    document = _document(body, "manifests") if body else {"schemaVersion": 2, "mediaType": INDEX}
+    document: Mapping[str, Any] = (
+        _document(body, "manifests") if body else {"schemaVersion": 2, "mediaType": INDEX}
+    )
     entries = document.get("manifests") or []
     there = {Descriptor.parse(raw, "the referrers tag").digest for raw in entries}
     new = [each.document() for each in made if each.digest not in there]
@@ -163,7 +166,9 @@ def with_referrers(body: bytes | None, made: Sequence[Descriptor]) -> tuple[byte
 
 def with_layers(body: bytes | None, made: Sequence[Attestation]) -> tuple[bytes, list[bytes]] | None:
     """The manifest of cosign's tag with these attestations as layers too, and its new blobs; None if they are there."""
-    document = _document(body, "layers") if body else {"schemaVersion": 2, "mediaType": MANIFEST}
+    document: Mapping[str, Any] = (
+        _document(body, "layers") if body else {"schemaVersion": 2, "mediaType": MANIFEST}
+    )
     entries = document.get("layers") or []
     digests = [Descriptor.parse(raw, "cosign's tag").digest for raw in entries]
     new = {of_bytes(each.plain): each for each in made if of_bytes(each.plain) not in digests}

@@ -8,7 +8,7 @@ from pipeline.stages import Decided
 
 def broken(measured: Sequence[Decided]) -> tuple[Decided, ...]:
     """Those that are not within their bounds."""
-    return tuple(one for one in measured if not one.bound.holds(one.number))
+    return tuple(one for one in measured if one.bound is None or not one.bound.holds(one.number))
 
 
 def nearest(measured: Sequence[Decided]) -> Decided | None:
@@ -18,9 +18,8 @@ def nearest(measured: Sequence[Decided]) -> Decided | None:
 
 def _excess(one: Decided) -> float:
     """How far a number is beyond its bound, in units of the bound; negative within."""
-    if math.isnan(one.number):
+    if math.isnan(one.number) or one.bound is None:
         return math.inf
-    at_least, at_most = one.bound.at_least, one.bound.at_most
-    bound = at_most if at_least is None else at_least
-    beyond = one.number - bound if at_least is None else bound - one.number
+    bound = one.bound.limit
+    beyond = one.number - bound if one.bound.at_least is None else bound - one.number
     return beyond / (abs(bound) or 1e-9)

@@ -65,7 +65,7 @@ def routes(protocol: str, weights: Mapping[str, int]) -> dict:
             }
         }
     )
-    host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, **action}]}
+    host: dict = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, **action}]}
     host["request_body_buffer_limit"] = 16 * 2**20  # a larger body is passed on, and cannot be tried again
     return {"@type": _TYPE + "config.route.v3.RouteConfiguration", "name": protocol, "virtual_hosts": [host]}
 

@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import yaml
 
@@ -94,11 +95,11 @@ def read_acceptances(text: str, name: str) -> list[Acceptance]:
     return [acceptance for acceptance in found if acceptance]
 
 
-def _entries(section) -> list:
+def _entries(section: Any) -> list:
     return section if isinstance(section, list) else []
 
 
-def _acceptance(entry, kind: str, where: str, faults: list[str]) -> Acceptance | None:
+def _acceptance(entry: Any, kind: str, where: str, faults: list[str]) -> Acceptance | None:
     if not isinstance(entry, dict) or not entry.get("id"):
         faults.append(f"{where} has no id; name the finding that it accepts, as id: CVE-2024-12345")
         return None
@@ -115,7 +116,7 @@ def _acceptance(entry, kind: str, where: str, faults: list[str]) -> Acceptance |
     until = until.date() if isinstance(until, datetime.datetime) else until
     if not isinstance(until, datetime.date):
         faults.append(f"{where} has no end; add the day on which it counts again, as expired_at: 2030-01-31")
-    if len(faults) > before:
+    if len(faults) > before or not isinstance(until, datetime.date):
         return None
     return Acceptance(kind, str(entry["id"]), until, str(entry["statement"]).strip(), entry)
 
@@ -155,7 +156,8 @@ def accepted(report: Mapping) -> list[Finding]:
 
 
 def _finding(kind: str, raw: Mapping, target: str) -> Finding:
-    severity = raw.get("Severity") if raw.get("Severity") in SEVERITIES else "UNKNOWN"
+    said = raw.get("Severity")
+    severity = said if isinstance(said, str) and said in SEVERITIES else "UNKNOWN"
     if kind == "vulnerability":
         package = f"{raw.get('PkgName', '')} {raw.get('InstalledVersion', '')}".strip()
         where = raw.get("PkgPath") or target
@@ -249,7 +251,7 @@ def _words(stops: Sequence[Finding], count: int, trouble: str, policy: Policy) -
     return Outcome.NO_DATA, f"vulnerabilities not scanned: {trouble}"
 
 
-def _warnings(stops, expired, trouble: str, database: Database, report: Mapping) -> list[str]:
+def _warnings(stops: Any, expired: Any, trouble: str, database: Database, report: Mapping) -> list[str]:
     said = []
     if trouble:
         said.append(
@@ -297,7 +299,7 @@ def document(
     }
 
 
-def checked(report, exit_code: int, expected_code: int) -> Mapping:
+def checked(report: Any, exit_code: int, expected_code: int) -> Mapping:
     """A report that is what a scan leaves. Raises ProgramFailed if it is not, or contradicts the exit status."""
     if not isinstance(report, dict) or "SchemaVersion" not in report or "ArtifactName" not in report:
         raise ProgramFailed(

@@ -1,7 +1,5 @@
 """Stage image: adds the model's layers to a base image. Nothing is executed, so no daemon is needed."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -115,7 +113,7 @@ def build(savedmodel: Path, into: Path, recipe: Recipe) -> Image:
 
 def model_files(savedmodel: Path) -> dict[str, Path]:
     """The files of a SavedModel by their path below it, with `/`. Links and special files are refused."""
-    found = {}
+    found: dict[str, Path] = {}
     for folder, folders, names in os.walk(savedmodel):
         for name in [*names, *folders]:
             path = Path(folder, name)

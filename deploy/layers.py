@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from deploy.disk import disk_trouble
 from deploy.oci import CHUNK_BYTES, LAYER, Blob, Descriptor, Hasher, Image, Source
@@ -42,7 +42,10 @@ def pack(files: Iterable[tuple[str, Path]], blob: Blob) -> dict[str, Packed]:
     """
     ordered = sorted(files)
     packed = {}
-    archive = tarfile.open(fileobj=blob, mode="w", format=tarfile.PAX_FORMAT, copybufsize=CHUNK_BYTES)  # noqa: SIM115
+    # typeshed knows no copybufsize, and asks for more of a stream than tarfile does
+    archive = tarfile.open(  # type: ignore[call-overload]  # noqa: SIM115
+        fileobj=blob, mode="w", format=tarfile.PAX_FORMAT, copybufsize=CHUNK_BYTES
+    )
     with archive, ThreadPoolExecutor(1) as pool:
         for folder in sorted({str(parent) for path, _ in ordered for parent in _above(path)}):
             archive.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
@@ -79,7 +82,7 @@ def _add(archive: tarfile.TarFile, path: str, file: Path, pool: ThreadPoolExecut
 class _Reader:
     """A stream that hashes and counts what is read from it."""
 
-    def __init__(self, stream: BinaryIO, hasher):
+    def __init__(self, stream: BinaryIO, hasher: Any) -> None:
         self._stream = stream
         self.hasher = hasher
         self.size = 0
@@ -135,7 +138,8 @@ def apply(source: Source, layer: Descriptor, root: Path) -> None:
         reader = _Reader(stream, Hasher(pool))
         broken = None
         try:
-            with tarfile.open(fileobj=reader, mode=mode, bufsize=CHUNK_BYTES) as archive:
+            # typeshed lists the modes one by one
+            with tarfile.open(fileobj=reader, mode=mode, bufsize=CHUNK_BYTES) as archive:  # type: ignore[call-overload]
                 for member in archive:
                     _place(archive, member, root)
         except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -220,6 +224,8 @@ def _make_folder(place: Path) -> None:
 def _make_file(archive: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> None:
     _remove(place)
     content = archive.extractfile(member)
+    if content is None:
+        raise IntegrityError(f"{member.name} of a layer says that it is a file, and has no content")
     with place.open("xb") as stream:
         shutil.copyfileobj(content, stream, CHUNK_BYTES)
     place.chmod((member.mode & 0o755) | 0o600)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import IntegrityError, SettingsError
 
@@ -107,7 +108,7 @@ def _complaint(folder: Path, error: Exception) -> str:
     return f"{folder} is not what was signed: {files}. Restore it, or export and sign it again."
 
 
-def _every_file():
+def _every_file() -> Any:
     """How the library is to hash: sha256 of every file; by itself it would leave out .git* and follow the signature."""
     from model_signing import hashing
 
@@ -143,8 +144,9 @@ def _public(pem: bytes) -> bytes:
     return pem
 
 
-def _check(key, kind: type) -> None:
-    name = key.curve.name if isinstance(key, kind) else type(key).__name__.replace("Private", "").strip("_")
+def _check(key: Any, kind: type) -> None:
+    is_curve = isinstance(key, kind)
+    name = key.curve.name if is_curve else type(key).__name__.replace("Private", "").strip("_")
     if name not in _CURVES:
         raise SettingsError(f"a model cannot be signed with a key of the kind {name}. {_REMEDY}")
 

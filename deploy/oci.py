@@ -114,7 +114,7 @@ def load(source: Source, digest: str) -> Image:
     document = parse_json(body, digest)
     if "manifests" in document:
         return load(source, _for_this_platform(document, digest))
-    config = Descriptor.parse(document.get("config"), digest)
+    config = Descriptor.parse(document.get("config") or {}, digest)
     layers = tuple(Descriptor.parse(raw, digest) for raw in document.get("layers") or ())
     return Image(digest, body, config, layers)
 

@@ -12,7 +12,7 @@ _LISTEN = "0A"
 def resolve(address: str) -> str:
     """The IP address behind `target.address`. Raises SettingsError where the name means nothing here."""
     try:
-        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
+        return str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError) as error:
         raise SettingsError(
             f"target.address is {address!r}, which is no address of this machine: {error}"

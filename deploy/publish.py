@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deploy.disk import disk_trouble, locked
 from deploy.oci import REF_NAME, Descriptor, Image, Layout, load, verified
@@ -195,7 +195,7 @@ class FolderRegistry:
 class RemoteRegistry:
     """A repository of a registry that is spoken to over HTTP."""
 
-    def __init__(self, client):
+    def __init__(self, client: Any) -> None:
         self._client = client
 
     def push(self, image: Image, source: Layout, say: Callable[[str], None]) -> int:

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from deploy.credentials import Login, login_for
 from deploy.oci import CHUNK_BYTES, DOCKER_TYPES, INDEX, MANIFEST, Descriptor, of_bytes, parse_json
@@ -84,7 +84,7 @@ def speak(request: Request) -> Answer:
     try:
         answer = _opener(request.url).open(raw, timeout=_SOCKET_TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        return Answer(error.code, error.headers, error)
+        return Answer(error.code, error.headers, cast("BinaryIO", error))  # it reads as what it wraps
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(str(getattr(error, "reason", None) or error) or type(error).__name__) from error
     return Answer(answer.status, answer.headers, answer)
@@ -239,7 +239,7 @@ class Client:
     def _ask(self, request: Request, expected: tuple[int, ...]) -> Answer:
         return self._retrying(lambda: self._once(request, expected))
 
-    def _retrying(self, work: Callable):
+    def _retrying(self, work: Callable) -> Any:
         for attempt in range(ATTEMPTS):
             try:
                 return work()
@@ -330,13 +330,13 @@ class _Download(io.RawIOBase):
         self._client = client
         self._blob = blob
         self._at = 0
-        self._body: BinaryIO | None = None
+        self._body: Any = None
         self._broken = 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while True:
             try:
                 return self._read(buffer)
@@ -345,7 +345,7 @@ class _Download(io.RawIOBase):
                 self._broken += 1
                 self._body = None
 
-    def _read(self, buffer) -> int:
+    def _read(self, buffer: memoryview) -> int:
         if self._at >= self._blob.size:
             return 0
         if self._body is None:

@@ -177,10 +177,12 @@ class _Walk:
         """Starts the new version; one that has all the traffic already is measured as it runs."""
         running = self.here.placed(STABLE)
         self.again = running is not None and running.digest == release.digest
-        self.candidate = running if self.again else self.here.start(release)
+        self.candidate = running if running and self.again else self.here.start(release)
         self.stable = None if self.again else running
         if self.again:
-            self.context.say(f"{running.name} has all the traffic already; it is measured all the same")
+            self.context.say(
+                f"{self.candidate.name} has all the traffic already; it is measured all the same"
+            )
         elif running is None:
             self.context.say("nothing runs to compare with: judged by absolute bounds, at all the traffic")
 
@@ -304,10 +306,12 @@ def _switch(context: Context, release: Release, judged: Process | None, name: st
     """All traffic to a release: to the judged process, else to any that runs it, else to one started now."""
     here = open_environment(context, "production")
     before = here.placed(STABLE)
-    version = (here.warm(release.digest, judged) if judged else None) or here.warm(release.digest)
-    warm = version is not None
-    took_s = here.settle(version or here.start(release))
+    found = (here.warm(release.digest, judged) if judged else None) or here.warm(release.digest)
+    warm = found is not None
+    took_s = here.settle(found or here.start(release))
     version = here.placed(STABLE)
+    if version is None:
+        raise ProgramFailed("the version that was given the traffic is gone. Run the stage again.")
     here.tidy()
     silent = standing.silent(context, "production")
     if silent:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy import envoy, ports, strays, web
 from deploy.envoy import PROTOCOLS, Backend
@@ -259,7 +260,7 @@ def _refuse_taken(ip: str, port: int, setting: str) -> None:
         )
 
 
-def _await(condition: Callable, patience_s: float, complaint: str):
+def _await(condition: Callable, patience_s: float, complaint: str) -> Any:
     """The first true value of `condition`; ProgramFailed with `complaint` if none comes in time."""
     deadline = time.monotonic() + patience_s
     while not (value := condition()):

@@ -42,7 +42,7 @@ def staging(context: Context) -> Result:
     running = here.placed(STABLE)
     again = running is not None and running.digest == release.digest
     try:
-        version = running if again else here.start(release)
+        version = running if running and again else here.start(release)
         if not again:
             here.share(100)
         result, evidence = _question(context, here, version)
@@ -96,13 +96,14 @@ def _question(context: Context, here: Environment, version: Version) -> tuple[Re
     skews = {"REST": skew(over_rest, predictions), "gRPC": skew(over_grpc, predictions)}
     measured = judge(skews, latencies_ms, bounds)
     ordered = sorted(latencies_ms)
-    numbers = {
+    numbers: dict[str, float] = {
         "golden_requests": len(requests),
         "skew_rest": skews["REST"],
         "skew_grpc": skews["gRPC"],
-        "p50_ms": percentile(ordered, 0.5),
-        "p99_ms": percentile(ordered, 0.99),
     }
+    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
+        found = percentile(ordered, share)
+        numbers[name] = math.nan if found is None else found
     known = {name: None if math.isnan(number) else number for name, number in numbers.items()}
     bounds_said = {one.name: str(one.bound) for one in measured}
     evidence = (

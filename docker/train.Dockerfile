@@ -10,32 +10,35 @@ ARG BASE
 # hadolint ignore=DL3006
 FROM ${BASE}
 
-# Given again by each site's package archive, whose versions differ by BASE; none of them is in what is trained.
+# What BASE lacks of these comes from the site's package archive, whose versions differ by BASE and by day; none of it is
+# in what is trained. A BASE that has them all makes the same image on any day.
 # hadolint ignore=DL3008
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends ca-certificates git make \
- && rm -rf /var/lib/apt/lists/*
+RUN if [ ! -e /etc/ssl/certs/ca-certificates.crt ] || ! command -v git >/dev/null || ! command -v make >/dev/null; then \
+      apt-get update \
+   && apt-get install --yes --no-install-recommends ca-certificates git make \
+   && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log; fi
 
 # The runner's user must be able to write the checkout that it mounts: let USER_ID be its number.
 ARG USER_ID=1000
-RUN useradd --uid "${USER_ID}" --create-home --shell /bin/bash tidegate \
+RUN SOURCE_DATE_EPOCH=86400 useradd --uid "${USER_ID}" --non-unique --no-log-init --create-home --shell /bin/bash tidegate \
+ && install --directory /run/secrets \
  && install --directory --owner=tidegate --group=tidegate /workspace /var/lib/tidegate
 
 # The locked environment but for TensorFlow, which BASE carries with what its GPU needs. What BASE brings beside it stays
 # below: everything from the lock is installed here, over it. --mount=secret is for sites with a CA of their own
-# (--secret id=ca,src=FILE); without one it is not there, and nothing of it stays in the image.
+# (--secret id=ca,src=FILE); without one it is not there, and nothing of it stays in the image but its folder, made above.
 ENV VENV=/opt/tidegate
 COPY requirements.txt docker/verify_lock.py ${VENV}/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi \
+ && export PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 \
  && python3 -m venv --without-pip --system-site-packages "${VENV}" \
  && awk '/^[a-zA-Z0-9]/ { keep = !/^tensorflow-cpu==/ } keep' "${VENV}/requirements.txt" > /tmp/lock.txt \
  && "${VENV}/bin/python" -m pip install --disable-pip-version-check --no-compile --require-hashes --no-deps \
       --ignore-installed --requirement /tmp/lock.txt \
- && rm /tmp/lock.txt \
- # Newer than any checkout, so that `make` takes this environment as it is. That it was made from the commit's own lock
- # is for CI to compare, before it trains.
- && cp "${VENV}/requirements.txt" "${VENV}/.locked" && touch --date=2100-01-01 "${VENV}/.locked"
+ && rm /tmp/lock.txt && cp "${VENV}/requirements.txt" "${VENV}/.locked" \
+ # Bytecode that holds no times, so that an image is made twice the same. Without any, each stage would compile Keras.
+ && "${VENV}/bin/python" -m compileall -q -j 1 -x '/tests?/' --invalidation-mode unchecked-hash "${VENV}/lib"
 
 # A base whose TensorFlow, or whose Python, is not the locked one ends the build here.
 RUN "${VENV}/bin/python" -B "${VENV}/verify_lock.py" "${VENV}/requirements.txt"

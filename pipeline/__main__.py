@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline import commands
 from pipeline.commands import SHOWN
@@ -51,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name, does, function, example, **options):
+    def command(
+        name: str, does: str, function: Callable[..., int], example: str, **options: Any
+    ) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             name, help=does, description=does, epilog=f"example: python -m pipeline {example}"
         )

@@ -103,7 +103,7 @@ def lines(found: Audit) -> Iterator[str]:
             return
         told.add(node.sha256)
         made = node.record
-        by = f"{made.finished}  by {node.key.name}  {made.sentence}" if made else ""
+        by = f"{made.finished}  by {node.signer}  {made.sentence}" if made else ""
         yield f"{before}{_mark(not node.faults)} {node.stage:<9} {node.sha256[:12]}  {by}".rstrip()
         yield from (f"{before}    {fault}" for fault in node.faults)
         for one in node.needs:
@@ -136,12 +136,13 @@ def _made_of(tree: Node) -> Iterator[tuple[str, str]]:
 
 def mermaid(found: Audit) -> str:
     """The lineage as a Mermaid flowchart, from commit, data and environment to the channel."""
-    nodes, arrows, ids = [], [], {}
+    nodes, arrows = [], []
+    ids: dict[str, str] = {}
     for node in found.tree.walk():
         ids[node.sha256] = f"r{len(ids)}"
         made = node.record
         text = f"{node.stage}<br/>{node.sha256[:12]}" + (
-            f"<br/>{made.finished[:16]} by {node.key.name}" if made else ""
+            f"<br/>{made.finished[:16]} by {node.signer}" if made else ""
         )
         nodes.append(f'  {ids[node.sha256]}["{text}"]{"" if not node.faults else ":::bad"}')
     for node in found.tree.walk():

@@ -133,7 +133,8 @@ class S3Bucket:
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
 
-        at, rest, broken = 0, {}, 0
+        at, broken = 0, 0
+        rest: dict[str, str] = {}
         while True:
             begun, answer = at, self._client.ask("get_object", path, expect=("NoSuchKey",), **rest)
             self._must_fit(path, answer, at, at_most)

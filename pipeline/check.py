@@ -1,33 +1,57 @@
-"""The first stage: lint, format, unit tests, coverage. Changes nothing."""
+"""The first stage: linters, types, pins, unit tests, coverage. Changes nothing."""
 
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import run
+from pipeline import lint, pins, run
+from pipeline.errors import ProgramFailed
 from pipeline.settings import Bound
 from pipeline.stages import Context, Decided, Outcome, Result
 
 _NONE_COLLECTED = 5
-_LINT_TIMEOUT_S = 120
 
 
 def check(context: Context) -> Result:
-    """Runs ruff and the unit tests; writes junit.xml (JUnit) and coverage.xml (Cobertura)."""
+    """Runs the linters beside the unit tests; writes junit.xml (JUnit), coverage.xml (Cobertura), and each report.
+
+    Raises ProgramFailed for a linter that could not do its work: what nobody looked at has not passed.
+    """
     folder = context.out / "report"
     folder.mkdir()
-    for argv in (["ruff", "check", "--no-cache", "."], ["ruff", "format", "--no-cache", "--check", "."]):
-        done = run.run(argv, timeout_s=_LINT_TIMEOUT_S, cwd=context.root, check=False)
-        (folder / f"ruff-{argv[1]}.txt").write_text(done.stdout)
-        if done.returncode != 0:
-            print(done.stdout + done.stderr, file=sys.stderr)
-            return Result(
-                Outcome.FAILED, f"{' '.join(argv[:2])} found faults, listed above. `make fix` mends many."
-            )
-    status = _unit_tests(context, folder)
-    return _judge(
+    with lint.started(context.root, folder, context.state / "cache" / "mypy") as linted:
+        status = _unit_tests(context, folder)
+        verdicts = [*linted(), _pins(context.root, folder)]
+    tested = _judge(
         status, _count(folder / "junit.xml"), folder / "coverage.xml", context.settings.check.coverage
     )
+    return _both(verdicts, tested)
+
+
+def _pins(root: Path, folder: Path) -> lint.Verdict:
+    """The verdict on what could move (pipeline/pins.py), as if it were a linter's."""
+    faults = pins.look(root, list(lint.files(root)))
+    (folder / "pins.txt").write_text("\n".join(faults or ["nothing was found"]) + "\n")
+    if not faults:
+        return lint.Verdict("pins")
+    print("  pins:\n" + "\n".join(faults), file=sys.stderr, flush=True)
+    return lint.Verdict("pins", faults="pins found names that could move, listed above with what to write.")
+
+
+def _both(verdicts: Sequence[lint.Verdict], tested: Result) -> Result:
+    """The linters' verdicts and the tests' in one. A linter's error comes first, then any refusal."""
+    errors = [verdict.error for verdict in verdicts if verdict.error]
+    if errors:
+        raise ProgramFailed("\n".join([*errors, "What nobody looked at has not passed."]))
+    faults = [verdict.faults for verdict in verdicts if verdict.faults]
+    numbers = {**tested.numbers, "linters": len(verdicts), "linters_with_faults": len(faults)}
+    if not faults:
+        says = f"{tested.sentence} {len(verdicts)} linters found nothing." if tested.sentence else ""
+        return Result(tested.outcome, says, numbers, tested.decided)
+    failed = [tested.sentence] if tested.outcome != Outcome.PASSED else []
+    decided = Decided("linters with faults", len(faults), Bound(at_most=0))
+    return Result(Outcome.FAILED, "\n".join([*faults, *failed]), numbers, decided)
 
 
 def _unit_tests(context: Context, folder: Path) -> int:
@@ -61,7 +85,7 @@ def _judge(status: int, counts: dict[str, int], cobertura: Path, coverage: Bound
         return Result(
             Outcome.FAILED, f"{bad} of {counts['tests']} unit tests failed; see above.", counts, failed
         )
-    covered = round(100 * float(ElementTree.parse(cobertura).getroot().get("line-rate")), 2)
+    covered = round(100 * float(ElementTree.parse(cobertura).getroot().attrib["line-rate"]), 2)
     numbers = {**counts, "coverage_percent": covered}
     decided = Decided("coverage %", covered, coverage)
     if not coverage.holds(covered):

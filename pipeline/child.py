@@ -13,12 +13,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from pipeline import config
 from pipeline.bucket_file import disk_errors
 from pipeline.errors import TidegateError
-from pipeline.stages import Context, Facts
+from pipeline.stages import Context, Facts, Inputs
 
 _PR_SET_PDEATHSIG = 1
 
@@ -31,7 +33,8 @@ def main(task_path: Path) -> int:
         context = _context(task)
         with disk_errors(context.out):
             result = function(task["function"])(context)
-        answer, status = {"result": dataclasses.asdict(result)}, 0
+        answer: dict[str, Any] = {"result": dataclasses.asdict(result)}
+        status = 0
     except TidegateError as error:
         answer = {"error": type(error).__name__, "text": str(error), "exit_code": error.exit_code}
         status = error.exit_code
@@ -46,7 +49,7 @@ def result_path(task_path: Path) -> Path:
     return task_path.with_suffix(".result.json")
 
 
-def function(dotted: str):
+def function(dotted: str) -> Callable:
     """The function behind a dotted name, as `train.fit.train`."""
     module, _, name = dotted.rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -59,7 +62,7 @@ def _context(task: dict) -> Context:
     return Context(
         settings=settings,
         facts=Facts(**task["facts"]),
-        inputs={name: Path(path) if path else None for name, path in task["inputs"].items()},
+        inputs=cast("Inputs", {name: Path(path) if path else None for name, path in task["inputs"].items()}),
         out=Path(task["out"]),
         work=Path(task["work"]),
         state=Path(task["state"]),
@@ -70,7 +73,7 @@ def _context(task: dict) -> Context:
 def _end_with(parent: int) -> None:
     """Ends this process when process `parent` dies (Linux), and turns SIGTERM into SystemExit."""
 
-    def leave(*_):
+    def leave(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, leave)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -17,7 +18,7 @@ SHOWN = 20
 """So many entries of a history are shown where nobody asks for all."""
 
 
-def run(arguments, paths: Paths) -> int:
+def run(arguments: argparse.Namespace, paths: Paths) -> int:
     """Walks the stages; prints the table also when a stage fails."""
     names = _known(list(BY_NAME) if arguments.all else arguments.stages)
     if not names:
@@ -31,7 +32,8 @@ def run(arguments, paths: Paths) -> int:
         raise SettingsError("--recheck runs what holds already, and records nothing; leave --force out.")
     from pipeline.recheck import recheck
 
-    return recheck(Runner.open(paths), names, arguments.recheck, arguments.recheck_seed)
+    recheck(Runner.open(paths), names, arguments.recheck, arguments.recheck_seed)
+    return 0
 
 
 def _walk(runner: Runner, names: Sequence[str]) -> int:
@@ -60,8 +62,8 @@ def _closing_words(runner: Runner, wanted: Sequence[str]) -> None:
     settings = runner.settings
     if all(row.cached for row in runner.rows):
         print(f"Nothing to do: all that was asked ({len(wanted)}) holds for these inputs.", file=sys.stderr)
-    if "promote" in wanted:
-        live = runner.channel("production").live
+    live = runner.channel("production").live if "promote" in wanted else None
+    if live:
         address = settings.target.address
         print(
             f"Production serves {settings.model} v{live.version} ({live.image[:19]}) at "
@@ -83,14 +85,14 @@ def _known(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def plan(_, paths: Paths) -> int:
+def plan(_: argparse.Namespace, paths: Paths) -> int:
     runner = Runner.open(paths)
     for stage, plan, waits in _looked(runner, list(BY_NAME)):
         print(f"{stage.name:<9} {_foreseen(plan, waits)}")
     return 0
 
 
-def explain(arguments, paths: Paths) -> int:
+def explain(arguments: argparse.Namespace, paths: Paths) -> int:
     (name,) = _known([arguments.stage])
     looked = _looked(Runner.open(paths), needed([name]))
     for stage, plan, waits in looked[:-1]:
@@ -119,7 +121,7 @@ def _looked(runner: Runner, names: Sequence[str]) -> list:
         waits = [name for name in stage.producers if name not in runner.done]
         plan = None if waits else runner.plan(stage)
         if plan and not plan.why:
-            runner.done[stage.name] = plan.hit
+            runner.done[stage.name] = plan.held
         found.append((stage, plan, waits))
     runner.digests.save()
     return found
@@ -127,15 +129,15 @@ def _looked(runner: Runner, names: Sequence[str]) -> list:
 
 def _foreseen(plan: Plan | None, waits: Sequence[str]) -> str:
     """What a run would do with a stage, in a few words."""
-    if waits:
+    if plan is None:
         return f"waits for {', '.join(waits)}"
     if not plan.why:
-        return f"holds: it passed at {plan.hit.finished} with the same inputs"
+        return f"holds: it passed at {plan.held.finished} with the same inputs"
     more = f"; and {len(plan.why) - 3} more" if len(plan.why) > 3 else ""
     return f"runs: {'; '.join(plan.why[:3])}{more}"
 
 
-def status(arguments, paths: Paths) -> int:
+def status(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import operate
 
     runner = Runner.open(paths)
@@ -147,7 +149,7 @@ def status(arguments, paths: Paths) -> int:
     return 0
 
 
-def history(arguments, paths: Paths) -> int:
+def history(arguments: argparse.Namespace, paths: Paths) -> int:
     import dataclasses
     import itertools
 
@@ -171,7 +173,7 @@ def history(arguments, paths: Paths) -> int:
     return 0
 
 
-def approve(arguments, paths: Paths) -> int:
+def approve(arguments: argparse.Namespace, paths: Paths) -> int:
     runner = Runner.open(paths, approving=True)
     live = runner.channel("staging").live
     if live is None:
@@ -194,7 +196,7 @@ def approve(arguments, paths: Paths) -> int:
     return 0
 
 
-def rollback(arguments, paths: Paths) -> int:
+def rollback(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import operate
 
     version = arguments.version
@@ -204,7 +206,7 @@ def rollback(arguments, paths: Paths) -> int:
     return 0
 
 
-def verify(arguments, paths: Paths) -> int:
+def verify(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import audit
 
     found = audit.audit(Runner.open(paths), arguments.subject)
@@ -212,35 +214,35 @@ def verify(arguments, paths: Paths) -> int:
     return 0 if found.holds else errors.IntegrityError.exit_code
 
 
-def lineage(arguments, paths: Paths) -> int:
+def lineage(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import audit
 
     print(audit.mermaid(audit.audit(Runner.open(paths), arguments.subject)))
     return 0
 
 
-def break_glass(arguments, paths: Paths) -> int:
+def break_glass(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import operate
 
     print(operate.break_glass(Runner.open(paths), arguments.reason))
     return 0
 
 
-def follow_up(arguments, paths: Paths) -> int:
+def follow_up(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import operate
 
     print(operate.follow_up(Runner.open(paths), arguments.note))
     return 0
 
 
-def keygen(arguments, paths: Paths) -> int:
+def keygen(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import keygen
 
     print(keygen.make(paths, arguments.name, arguments.role, arguments.identity))
     return 0
 
 
-def down(_, paths: Paths) -> int:
+def down(_: argparse.Namespace, paths: Paths) -> int:
     from pipeline import operate
 
     stopped = operate.down(Runner.open(paths))
@@ -248,28 +250,28 @@ def down(_, paths: Paths) -> int:
     return 0
 
 
-def comment(arguments, _) -> int:
+def comment(arguments: argparse.Namespace, _: Paths) -> int:
     from pipeline import comment
 
     print(comment.post(arguments.folder))
     return 0
 
 
-def gc(arguments, paths: Paths) -> int:
+def gc(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import gc
 
     print(gc.gc(Runner.open(paths), arguments.dry_run, arguments.lost))
     return 0
 
 
-def fetch(arguments, paths: Paths) -> int:
+def fetch(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import fetch
 
     print(fetch.fetch(Runner.open(paths), arguments.output, arguments.to, arguments.subject))
     return 0
 
 
-def doctor(arguments, paths: Paths) -> int:
+def doctor(arguments: argparse.Namespace, paths: Paths) -> int:
     if arguments.ci:
         from pipeline import protection
         from pipeline.trust import Trust

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,7 +25,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     return read(Settings, path, environ)
 
 
-def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ):
+def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ) -> Any:
     """Reads a YAML file into a frozen dataclass of `kind`, whose fields carry their limits (`settings.option`).
 
     `${NAME}`, `${NAME-default}` and `${NAME:-default}` are filled from `environ` as
@@ -65,7 +66,7 @@ class _Reader:
             (line, f"{self.name}:{line}: {path}: {text}" if path else f"{self.name}:{line}: {text}")
         )
 
-    def section(self, kind: type, node: yaml.Node | None, path: str):
+    def section(self, kind: type, node: yaml.Node | None, path: str) -> Any:
         """A dataclass from a mapping; None if it has faults."""
         fields = {f.name: f for f in dataclasses.fields(kind)}
         types_of = typing.get_type_hints(kind)
@@ -106,13 +107,13 @@ class _Reader:
             self.lines[where] = line
         return found
 
-    def value(self, kind, node: yaml.Node, path: str, limits: Mapping):
+    def value(self, kind: Any, node: yaml.Node, path: str, limits: Mapping) -> Any:
         if kind is Bound:
             return self.bound(node, path, limits.get("only"))
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return self.section(kind, node, path)
         origin = typing.get_origin(kind)
-        if origin is dict:
+        if origin in (dict, Mapping):
             entries = self.entries(node, path) or {}
             self.check_names(entries, path, limits)
             of = typing.get_args(kind)[1]
@@ -158,7 +159,7 @@ class _Reader:
             return ()
         return tuple(self.value(kind, item, f"{path}[{i}]", limits) for i, item in enumerate(node.value))
 
-    def scalar(self, kind: type, node: yaml.Node, path: str, limits: Mapping):
+    def scalar(self, kind: type, node: yaml.Node, path: str, limits: Mapping) -> Any:
         line = node.start_mark.line + 1
         if not isinstance(node, yaml.ScalarNode):
             self.fault(line, path, f"must be {_WORDS[kind]}, not a list or mapping")
@@ -228,7 +229,7 @@ class _Reader:
         self.fault(self.lines.get(path, 1), path, text)
 
 
-def _convert(kind: type, text: str):
+def _convert(kind: type, text: str) -> Any:
     """The text as `kind`, or None."""
     if kind is str:
         return text
@@ -241,7 +242,7 @@ def _convert(kind: type, text: str):
     return None if number != number or number in (float("inf"), float("-inf")) else number
 
 
-def _complaint(value, limits: Mapping) -> str | None:
+def _complaint(value: Any, limits: Mapping) -> str | None:
     low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)

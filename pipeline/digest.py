@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import IntegrityError
 
@@ -25,12 +26,12 @@ def of_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def of_json(value) -> str:
+def of_json(value: Any) -> str:
     """The sha256 of a value's canonical JSON (sorted names, no spaces)."""
     return of_bytes(canonical(value))
 
 
-def canonical(value) -> bytes:
+def canonical(value: Any) -> bytes:
     """A value as canonical JSON: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -92,7 +93,7 @@ class Digests:
 
     def __init__(self, memory: Path):
         self._memory = memory
-        self._known: dict[str, list] = {}
+        self._known: dict[str, Any] = {}
         self._changed = False
         try:
             self._known = json.loads(memory.read_bytes())
@@ -113,11 +114,11 @@ class Digests:
             self._changed = True
         return digest
 
-    def derived(self, path: Path, what: str, compute: Callable[[str], object]):
+    def derived(self, path: Path, what: str, compute: Callable[[str], object]) -> Any:
         """`compute(text of the file)`, remembered by the file's content. `what` names the computation."""
         return self.remember(f"{what}:{self.file(path)}", lambda: compute(path.read_text(encoding="utf-8")))
 
-    def remember(self, name: str, compute: Callable[[], object]):
+    def remember(self, name: str, compute: Callable[[], object]) -> Any:
         """`compute()`, remembered by a name that says all that it depends on. An error is not remembered."""
         if name not in self._known:
             self._known[name] = compute()

@@ -155,7 +155,8 @@ class _Kept:
         """Follows all that the store names now."""
         stages = self._names()
         recent = {sha256 for item, sha256 in self.named if item.modified >= self._since}
-        recent |= {self._store.newest_record(stage) for stage in stages} & {name for _, name in self.named}
+        newest = {self._store.newest_record(stage) for stage in stages}
+        recent |= {name for _, name in self.named if name in newest}
         # A follow-up names what it follows up, and nothing names a follow-up.
         proof = self._there(stages.get(FOLLOW_UP.name, set()))
         whole = self._there(recent)
@@ -168,7 +169,8 @@ class _Kept:
 
     def _names(self) -> dict[str, set[str]]:
         """Lists the names of records; the sha256 of those of each stage."""
-        self.named, stages = [], {}
+        self.named = []
+        stages: dict[str, set[str]] = {}
         for item in self._store.bucket.items("records/"):
             match = _RECORD.fullmatch(item.path)
             if match:

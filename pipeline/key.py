@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline import closure, digest
 from pipeline.errors import SettingsError
@@ -60,7 +61,7 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     return found
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = value if isinstance(value, str) else digest.canonical(value).decode()
     return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
@@ -73,7 +74,7 @@ def _files(stage: Stage, settings: Settings, root: Path, digests: digest.Digests
         place = root / (
             _setting(settings, name.removeprefix("settings:")) if name.startswith("settings:") else name
         )
-        files |= set(_code_below(place)) if place.is_dir() else ({place} if place.is_file() else set())
+        files |= set(code_below(place)) if place.is_dir() else ({place} if place.is_file() else set())
     return {path.relative_to(root).as_posix(): digests.file(path) for path in sorted(files)}
 
 
@@ -87,7 +88,8 @@ def _imports(path: Path, root: Path, digests: digest.Digests) -> list[closure.Im
         ) from error
 
 
-def _code_below(folder: Path) -> list[Path]:
+def code_below(folder: Path) -> list[Path]:
+    """The files below a folder, but for hidden ones and what Python makes by itself."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith("__pycache__")]
@@ -99,7 +101,7 @@ def _code_below(folder: Path) -> list[Path]:
     return found
 
 
-def _setting(settings: Settings, path: str):
+def _setting(settings: Settings, path: str) -> Any:
     """A part of the settings, as `train` or `data.classes`, in plain JSON values."""
     value = settings
     for name in path.split("."):
@@ -107,7 +109,7 @@ def _setting(settings: Settings, path: str):
     return _plain(value)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import SettingsError
 
@@ -62,7 +63,7 @@ class Signer:
         return self._own.read_bytes()
 
     @cached_property
-    def crypto(self):
+    def crypto(self) -> Any:
         """The key as securesystemslib's signer."""
         from cryptography.hazmat.primitives import serialization
         from securesystemslib.signer import CryptoSigner

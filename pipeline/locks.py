@@ -22,6 +22,8 @@ def locked(path: Path, busy: Callable[[str], Exception] | None = None) -> Iterat
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             handle.seek(0)
+            if busy is None:
+                raise
             raise busy(handle.read().strip()) from None
         handle.truncate(0)
         handle.write(f"process {os.getpid()}")

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pipeline import ci, digest, key, trees
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
@@ -22,7 +23,7 @@ CHANNELS = ("staging", "production")
 _LOOKED_BACK = 100
 
 
-def _targets():
+def _targets() -> Any:
     return importlib.import_module("deploy.targets")
 
 
@@ -197,7 +198,7 @@ def followed_up(runner: Runner, entry: Entry) -> str:
     key_of = digest.of_json({"reads": {}, "break-glass": entry.evidence})
     for sha256 in runner.store.records(FOLLOW_UP.name, key_of):
         node = runner.policy.examine(FOLLOW_UP.name, sha256)
-        if node.faults or node.record.needs.get("break-glass") != entry.evidence:
+        if node.faults or not node.record or node.record.needs.get("break-glass") != entry.evidence:
             continue
         by = {one.stage: one.key.name for one in node.walk() if one.key}
         if by[FOLLOW_UP.name] != by.get(BREAK_GLASS.name) or by[FOLLOW_UP.name] == OWN:

@@ -49,6 +49,11 @@ class Node:
     faults: tuple[str, ...] = ()
     needs: tuple[Node, ...] = ()
 
+    @property
+    def signer(self) -> str:
+        """The name of the key that signed it; nothing for a record that no trusted key did."""
+        return self.key.name if self.key else ""
+
     def walk(self) -> Iterator[Node]:
         """This node and all behind it, each record once."""
         seen: set[str] = set()

@@ -110,7 +110,7 @@ def branch(seen: Seen) -> Iterator[Finding]:
         classic is None or value(_part(classic, "allow_force_pushes"), "enabled", bool, "force pushes")
     )
     yield Finding(what, f"but it may be rewritten. {settings}: Block force pushes" if rewritable else "")
-    asked = {*rules, *(part for part in classic or {} if classic[part])}
+    asked = {*rules, *(part for part, set_ in (classic or {}).items() if set_)}
     if not asked & {"pull_request", "required_pull_request_reviews", "update", "restrictions"}:
         yield Finding(
             f"changes reach {name} by pull requests alone",
@@ -205,7 +205,7 @@ def approval(seen: Seen) -> Iterator[Finding]:
             "nobody approves a run of their own",
             f"whoever starts it may. {where} > Prevent self-review" if alone else "",
         )
-        if environment.get("can_admins_bypass") is not False:
+        if (environment or {}).get("can_admins_bypass") is not False:
             yield Finding(
                 "administrators wait too",
                 f"they may bypass the reviewers. {where}: Allow administrators to bypass",

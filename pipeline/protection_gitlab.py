@@ -78,9 +78,9 @@ def branch(seen: Seen) -> Iterator[Finding]:
         yield Finding(f"branch {name}", f"it is not protected. {settings}: protect it, for maintainers")
     else:
         # Of several rules for one branch the most permissive counts.
-        faults = sorted(set().union(*map(_faults, matching)))
+        together = sorted(set().union(*map(_faults, matching)))
         yield Finding(
-            f"branch {name} is protected", f"but {' and '.join(faults)}. {settings}" if faults else ""
+            f"branch {name} is protected", f"but {' and '.join(together)}. {settings}" if together else ""
         )
     for rule in rules:
         if rule not in matching and (faults := _faults(rule)):

@@ -37,7 +37,7 @@ class Rechecked:
 
     def fault(self, tolerance: float) -> str:
         """What is wrong, with every file that differs and the remedy; nothing where the record holds."""
-        stage, made = self.plan.stage.name, self.plan.hit
+        stage, made = self.plan.stage.name, self.plan.held
         if self.result.outcome == Outcome.PASSED and self.alike.within(tolerance):
             return ""
         what = "other bytes than its record names"
@@ -87,10 +87,10 @@ def _hits(runner: Runner, names: Sequence[str]) -> list[Plan]:
         waits = [name for name in stage.producers if name not in runner.done]
         plan = None if waits else runner.plan(stage)
         if plan and not plan.why:
-            runner.done[stage.name] = plan.hit
+            runner.done[stage.name] = plan.held
             found += [plan] if stage.name in names else []
         elif stage.name in names:
-            why = f"waits for {', '.join(waits)}" if waits else f"would run: {'; '.join(plan.why[:3])}"
+            why = f"would run: {'; '.join(plan.why[:3])}" if plan else f"waits for {', '.join(waits)}"
             _say(f"{stage.name} is no hit and is not rechecked: it {why}")
     return found
 
@@ -127,7 +127,7 @@ def _recheck_all(runner: Runner, plans: Sequence[Plan]) -> None:
         tolerance = getattr(getattr(runner.settings, name, None), "tolerance", 0.0)
         fault = found.fault(tolerance)
         if fault:
-            _tell(f"✗ {name}: not what its record {plan.hit.sha256[:12]} names")
+            _tell(f"✗ {name}: not what its record {plan.held.sha256[:12]} names")
             faults.append(fault)
             continue
         shutil.rmtree(found.folder.parent, ignore_errors=True)
@@ -140,7 +140,7 @@ def _recheck_all(runner: Runner, plans: Sequence[Plan]) -> None:
 
 def _again(runner: Runner, plan: Plan) -> Rechecked:
     """Executes a hit once more, under the facts of its record, beside what the store holds of it, byte by byte."""
-    stage, made = plan.stage, plan.hit
+    stage, made = plan.stage, plan.held
     folder = runner.paths.build / ".recheck" / stage.name
     shutil.rmtree(folder, ignore_errors=True)
     _place_recorded(runner, plan, folder / "recorded")
@@ -157,18 +157,18 @@ def _again(runner: Runner, plan: Plan) -> Rechecked:
 def _place_recorded(runner: Runner, plan: Plan, folder: Path) -> None:
     """Fetches what the record names out of the store, verified."""
     for name in plan.stage.same:
-        tree = plan.hit.outputs[f"{plan.stage.name}/{name}"]
+        tree = plan.held.outputs[f"{plan.stage.name}/{name}"]
         try:
             trees.place(tree, folder / name, runner.store, runner.digests)
         except IntegrityError as error:
             raise IntegrityError(
-                f"{plan.stage.name}: the store does not hold what record {plan.hit.sha256[:12]} names: {error}. Delete "
-                "that blob, or bring it back from a copy, and run the stage again."
+                f"{plan.stage.name}: the store does not hold what record {plan.held.sha256[:12]} names: {error}. "
+                "Delete that blob, or bring it back from a copy, and run the stage again."
             ) from error
 
 
 def _held(found: Rechecked, tolerance: float) -> str:
-    record = found.plan.hit.sha256[:12]
+    record = found.plan.held.sha256[:12]
     if not found.alike.files:
         return f"the same bytes as its record {record} names"
     return (

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pipeline.errors import IntegrityError
 
@@ -136,7 +137,7 @@ def _verdict(record: Record) -> dict:
     }
 
 
-def sign(statement: dict, signer) -> bytes:
+def sign(statement: dict, signer: Any) -> bytes:
     """A statement in a DSSE envelope, as JSON. `signer` is a securesystemslib signer."""
     from securesystemslib.dsse import Envelope
 

@@ -54,7 +54,7 @@ class Api:
     scheme: str = ""
     accept: str = "application/json"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parts = _split(self.base)
         if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
             raise NoData(
@@ -174,7 +174,7 @@ class Api:
                 what = f"could not be asked: {self._safe(str(reason)) or type(reason).__name__}"
             raise NoData(f"{self.host} {what}.") from None
 
-    def _read(self, answer) -> bytes:
+    def _read(self, answer: Any) -> bytes:
         """The body, if it is not too large and comes in time; a socket's timeout alone would let it trickle forever."""
         deadline, body = time.monotonic() + TIMEOUT_S, bytearray()
         while chunk := answer.read1(1 << 16):
@@ -220,7 +220,7 @@ def _opened(request: urllib.request.Request) -> Any:
 class _SameOrigin(urllib.request.HTTPRedirectHandler):
     """Follows redirects on the same scheme, host and port alone: the token goes nowhere else."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> Any:
         if req.get_method() != "GET":
             raise NoData(
                 f"{_split(req.full_url).hostname} sends us on; what is to be written would be lost. Name that address."

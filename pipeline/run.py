@@ -53,7 +53,7 @@ def run(
     *,
     timeout_s: float,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     stdin: str | None = None,
     check: bool = True,
     echo: bool = True,
@@ -87,7 +87,11 @@ def run(
 
 
 def attend(
-    argv: Sequence[str], *, timeout_s: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str | None] | None = None,
 ) -> int:
     """Runs a program whose output belongs on this terminal; returns its exit status.
 
@@ -132,7 +136,7 @@ class Process:
                 time.sleep(0.02)
 
 
-def start(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
+def start(argv: Sequence[str], *, log: Path, env: Mapping[str, str | None] | None = None) -> Process:
     """Starts a server that outlives this command; its output is appended to `log`.
 
     A launcher (`pipeline/detach.py`) hands the server to init before it begins, because
@@ -179,7 +183,9 @@ def stop(child: subprocess.Popen) -> None:
             pipe.close()
 
 
-def _spawn(argv, cwd, env, *, stdin, pipes: bool) -> subprocess.Popen:
+def _spawn(
+    argv: Sequence[str], cwd: Path | None, env: Mapping[str, str | None] | None, *, stdin: int, pipes: bool
+) -> subprocess.Popen:
     try:
         return subprocess.Popen(
             argv,

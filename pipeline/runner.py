@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pipeline import attachments, ci, config, digest, key, record, trees
+from pipeline import attachments, ci, config, digest, key, pins, record, trees
 from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
@@ -58,6 +59,13 @@ class Plan:
     hit: Record | None
     why: tuple[str, ...]
 
+    @property
+    def held(self) -> Record:
+        """The record of a hit. Asking for it without one is a bug."""
+        if self.hit is None:
+            raise RuntimeError(f"{self.stage.name} holds no record for {self.key[:12]}")
+        return self.hit
+
 
 @dataclass
 class Runner:
@@ -77,9 +85,11 @@ class Runner:
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
-    def open(cls, paths: Paths, **options) -> Runner:
+    def open(cls, paths: Paths, **options: Any) -> Runner:
         """A runner for the settings file as it is now."""
         settings = config.load(paths.settings)
+        if ci.is_protected():
+            pins.refuse_moving(settings)
         if ci.is_merge_request():
             settings = config.smoke(settings)
         store = open_store(settings.store, paths.root)
@@ -121,8 +131,8 @@ class Runner:
         """
         channel = self.heads.channel(name)
         if channel.live and self.must_sign:
-            seen = f"entry:{name}:{channel.head}:{self.trust.digest}"
-            self.digests.remember(seen, lambda: self.policy.accept(name, channel.live))
+            seen, live = f"entry:{name}:{channel.head}:{self.trust.digest}", channel.live
+            self.digests.remember(seen, lambda: self.policy.accept(name, live))
         return channel
 
     @cached_property
@@ -195,7 +205,7 @@ class Runner:
                 print(f"  runs because {'; '.join(plan.why[:3])}", file=sys.stderr, flush=True)
                 made = self._run(plan)
         else:
-            made = plan.hit
+            made = plan.held
             self.restore(made)
         self.done[stage.name] = made
         self.rows.append(row_of(made, cached=not plan.why))

@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.digest import CHUNK_BYTES
@@ -107,7 +108,7 @@ class Client:
             raise IntegrityError(f"the store names {path!r}, which lies outside of it; it is not used")
         return f"{self.prefix}/{path}" if self.prefix else path
 
-    def put(self, path: str, data: bytes, expect: tuple[str, ...] = (), **more) -> None:
+    def put(self, path: str, data: bytes, expect: tuple[str, ...] = (), **more: Any) -> None:
         """Puts an object there, guarded by its MD5 on the way. See `ask`."""
         self.ask("put_object", path, expect, Body=data, ContentMD5=base64_of(md5_of(data)), **more)
 
@@ -125,7 +126,7 @@ class Client:
         return any(self.pages("list_objects_v2", "", Prefix=self.key(""), PaginationConfig=one))
 
     @functools.cached_property
-    def _client(self):
+    def _client(self) -> Any:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
@@ -155,12 +156,12 @@ class Client:
         parts = urlsplit(self._client.meta.endpoint_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
-    def ask(self, operation: str, path: str, expect: tuple[str, ...] = (), **more) -> dict:
+    def ask(self, operation: str, path: str, expect: tuple[str, ...] = (), **more: Any) -> dict:
         """One request about one object. Raises Answer for errors named in `expect`, ProgramFailed for others."""
         with self.told(operation, path, expect):
             return getattr(self._client, operation)(Bucket=self.bucket, Key=self.key(path), **more)
 
-    def pages(self, operation: str, path: str, expect: tuple[str, ...] = (), **more) -> Iterator[dict]:
+    def pages(self, operation: str, path: str, expect: tuple[str, ...] = (), **more: Any) -> Iterator[dict]:
         """The pages of a list."""
         with self.told(operation, path, expect):
             yield from self._client.get_paginator(operation).paginate(Bucket=self.bucket, **more)
@@ -191,7 +192,7 @@ class Client:
             raise ProgramFailed(f"{what}, in the end with {cause}. {remedy}.") from error
 
 
-def _code(error) -> str:
+def _code(error: Any) -> str:
     """The code of an error answer, fit for a terminal: it comes from the network."""
     code = re.sub(r"[^A-Za-z0-9.]", "", error.response.get("Error", {}).get("Code", ""))[:60]
     return _HEAD_CODES.get(code, code)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import mmap
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
 
 from pipeline.errors import IntegrityError, ProgramFailed
 from pipeline.s3_client import Answer, Client, base64_of, md5_of
@@ -22,13 +22,13 @@ class Uploads:
     def __init__(self, client: Client):
         self._client, self._limits = client, client.limits
 
-    def send_whole(self, path: str, stream: BinaryIO, size: int, sha256: str) -> None:
+    def send_whole(self, path: str, stream: io.BufferedReader, size: int, sha256: str) -> None:
         """One request, with all bytes in memory."""
         data = stream.read(size + 1)
         must_be(sha256, hashlib.sha256(data).hexdigest(), stream.name)
         self._client.put(path, data, Metadata={"sha256": sha256})
 
-    def send_in_parts(self, path: str, stream: BinaryIO, size: int, sha256: str) -> None:
+    def send_in_parts(self, path: str, stream: io.BufferedReader, size: int, sha256: str) -> None:
         """Sends until an upload was completed, by us or by another process that sends the same file."""
         for attempt in range(self._limits.tries):
             try:
@@ -57,7 +57,7 @@ class Uploads:
                 self._client.ask("abort_multipart_upload", path, expect=_ENDED, UploadId=upload)
         return len(old)
 
-    def _send_upload(self, path: str, stream: BinaryIO, size: int, sha256: str) -> None:
+    def _send_upload(self, path: str, stream: io.BufferedReader, size: int, sha256: str) -> None:
         """One upload, new or found unfinished. Completed only when all that was read has the right sha256."""
         upload, kept = self._unfinished(path)
         if not upload:
@@ -88,7 +88,7 @@ class Uploads:
         return upload, {(row["PartNumber"], row["Size"], row["ETag"].strip('"')) for row in rows}
 
     def _send_parts(
-        self, path: str, upload: str, kept: _Parts, stream: BinaryIO, size: int
+        self, path: str, upload: str, kept: _Parts, stream: io.BufferedReader, size: int
     ) -> tuple[str, list[dict]]:
         """Sends the parts that are not there yet; the sha256 of all that was read, and the parts as S3 lists them."""
         part_bytes, at_once = self._limits.plan(size)
@@ -123,7 +123,7 @@ def must_be(wanted: str, found: str, what: str) -> None:
         raise IntegrityError(f"{what} has sha256 {found}, not {wanted}; it is not used")
 
 
-def _read(stream: BinaryIO, size: int) -> mmap.mmap:
+def _read(stream: io.BufferedReader, size: int) -> mmap.mmap:
     """The next bytes of a file, zeros where it ends too early.
 
     In memory that goes back to the system when it is closed: bytes live as long as anyone refers to them, and the

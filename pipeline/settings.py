@@ -1,7 +1,9 @@
 """Every option of pipeline.yaml, frozen, with its bounds. The comments for people stand in pipeline.yaml."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 SEVERITIES = ("UNKNOWN", "LOW", "MEDIUM", "HIGH", "CRITICAL")
 METRICS: Mapping[str, str] = {
@@ -21,7 +23,7 @@ STAGE_NAMES = (
 _NAME = r"[a-z0-9]+([._-][a-z0-9]+)*"
 
 
-def option(**limits) -> field:
+def option(**limits: Any) -> Any:
     """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (of the whole) and what it `says`.
 
     For a bound: `only` this one of the two. For a mapping: the `names` that it may have, each `called` so.
@@ -38,7 +40,14 @@ class Bound:
 
     def holds(self, number: float) -> bool:
         """Whether `number` is within the bound. NaN is within no bound."""
-        return number >= self.at_least if self.at_least is not None else number <= self.at_most
+        if self.at_least is not None:
+            return number >= self.at_least
+        return self.at_most is not None and number <= self.at_most
+
+    @property
+    def limit(self) -> float:
+        """The one of the two that is set; NaN if neither is, which nothing keeps."""
+        return next((limit for limit in (self.at_least, self.at_most) if limit is not None), math.nan)
 
     def __str__(self) -> str:
         return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
@@ -89,9 +98,9 @@ class Evaluate:
     """What the model must reach on held-out rows, alone and against the champion."""
 
     confidence: float = option(low=0.5, high=0.9999)
-    gates: dict[str, Bound] = option(names=METRICS, called="a metric")
-    smoke_gates: dict[str, Bound] = option(names=METRICS, called="a metric")
-    champion: dict[str, Bound] = option(names=METRICS, called="a metric")
+    gates: Mapping[str, Bound] = option(names=METRICS, called="a metric")
+    smoke_gates: Mapping[str, Bound] = option(names=METRICS, called="a metric")
+    champion: Mapping[str, Bound] = option(names=METRICS, called="a metric")
 
 
 @dataclass(frozen=True)
@@ -188,8 +197,8 @@ class Demand:
 class Policy:
     """What lets a version into each channel."""
 
-    staging: dict[str, Demand] = option(names=STAGE_NAMES, called="a stage")
-    production: dict[str, Demand] = option(names=STAGE_NAMES, called="a stage")
+    staging: Mapping[str, Demand] = option(names=STAGE_NAMES, called="a stage")
+    production: Mapping[str, Demand] = option(names=STAGE_NAMES, called="a stage")
     author_may_approve: bool = option()
 
 
@@ -222,7 +231,7 @@ class TrustFile:
     keys: tuple[TrustedKey, ...] = option()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """pipeline.yaml, checked."""
 

@@ -7,8 +7,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.settings import Bound, Settings
+
+
+class Inputs(Protocol):
+    """The folders of a stage's inputs by name. One that may be absent is asked for with `get`."""
+
+    def __getitem__(self, name: str, /) -> Path:
+        """The folder of an output that the stage cannot do without."""
+
+    def get(self, name: str, /) -> Path | None:
+        """The folder, or None where there is none."""
 
 
 class Outcome(enum.StrEnum):
@@ -85,7 +96,7 @@ class Context:
 
     settings: Settings
     facts: Facts
-    inputs: Mapping[str, Path | None]
+    inputs: Inputs
     out: Path
     work: Path
     state: Path
@@ -159,7 +170,7 @@ _TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 STAGES: tuple[Stage, ...] = (
     Stage(
         "check",
-        "lint, unit tests, coverage",
+        "lint, types, pins, unit tests, coverage",
         "pipeline.check.check",
         outputs=("report",),
         files=(
@@ -171,10 +182,16 @@ STAGES: tuple[Stage, ...] = (
             "tests",
             "scripts",
             "docker",
-            "pyproject.toml",
-            "Makefile",
-            ".gitlab-ci.yml",
+            ".ci",
             ".github",
+            ".gitlab-ci.yml",
+            ".hadolint.yaml",
+            ".yamllint.yaml",
+            "Makefile",
+            "pyproject.toml",
+            "requirements-override.txt",
+            "requirements.in",
+            "requirements.txt",
         ),
         settings=("check",),
         predicate=_TEST_RESULT,

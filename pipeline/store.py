@@ -108,9 +108,11 @@ class Channel:
         """All entries, read as they are asked for. Raises IntegrityError where the chain is broken."""
         entry = self.live
         for revision in range(self.revision - 1, -1, -1):
+            if entry is None:
+                raise RuntimeError(f"{self.name} has {self.revision} entries, and none is live")
             yield entry
             if revision:
-                before, sha256 = self._store.entry(self.name, revision)
+                before, sha256 = self._read(revision)
                 if sha256 != entry.previous:
                     raise IntegrityError(
                         f"{self.name}: entry {revision} is not the one that entry {revision + 1} followed: the history "
@@ -123,11 +125,11 @@ class Channel:
         low, high = 0, self.revision
         while low < high:
             middle = (low + high + 1) // 2
-            if self._store.entry(self.name, middle)[0].at <= moment:
+            if self._read(middle)[0].at <= moment:
                 low = middle
             else:
                 high = middle - 1
-        return self._store.entry(self.name, low)[0] if low else None
+        return self._read(low)[0] if low else None
 
     def break_glasses(self) -> Iterator[Entry]:
         """The entries that a break-glass let in, newest first: each entry names the one before, so no other is read."""
@@ -136,18 +138,23 @@ class Channel:
             yield entry
         while entry and 0 < entry.broken < revision:
             revision = entry.broken
-            entry, _ = self._store.entry(self.name, revision)
+            entry, _ = self._read(revision)
             yield entry
 
     def of_version(self, version: int) -> Entry | None:
         """The newest entry of a version."""
         if self.live is None or version > self.live.highest:
             return None
-        return self._store.entry_of(self, "version", version)
+        return self._store.entry_of(self, "version", version) if self._store else None
 
     def of_image(self, image: str) -> Entry | None:
         """The newest entry of an image."""
-        return self._store.entry_of(self, "image", image)
+        return self._store.entry_of(self, "image", image) if self._store else None
+
+    def _read(self, revision: int) -> tuple[Entry, str]:
+        if self._store is None:
+            raise RuntimeError(f"{self.name} was not read from a store")
+        return self._store.entry(self.name, revision)
 
 
 def open_store(address: str, root: Path) -> Store:
@@ -234,7 +241,7 @@ class Store:
             )
         while (newer := self._entry(name, revision + 1)) is not None:
             revision, found = revision + 1, newer
-        if revision > 1 and self.entry(name, revision - 1)[1] != found[0].previous:
+        if found and revision > 1 and self.entry(name, revision - 1)[1] != found[0].previous:
             raise IntegrityError(
                 f"channel {name}: entry {revision} ({self.bucket.where(_entry_path(name, revision))}) does not follow "
                 f"entry {revision - 1}: no promotion wrote it so, or the one before was changed. Look at "
@@ -250,9 +257,13 @@ class Store:
         data = entry.document()
         if not self.bucket.create(_entry_path(seen.name, revision), data):
             now = self.channel(seen.name)
+            who = (
+                f"{now.live.by} made v{now.live.version} live at {now.live.at}"
+                if now.live
+                else "by whom is not known"
+            )
             raise LostRace(
-                f"{seen.name} was changed meanwhile: {now.live.by} made v{now.live.version} live at {now.live.at}. "
-                "Look at `make status`, then run again."
+                f"{seen.name} was changed meanwhile: {who}. Look at `make status`, then run again."
             )
         hint = json.dumps({"revision": revision}).encode()
         self.bucket.write(f"channels/{seen.name}.json", hint)

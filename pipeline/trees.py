@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.digest import Digests, Tree
+from pipeline.digest import Digests, Leaf, Tree
 from pipeline.errors import IntegrityError
 from pipeline.store import Store
 
@@ -44,7 +45,7 @@ def place(tree_digest: str, folder: Path, store: Store, digests: Digests) -> Pat
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    def fetch(leaf) -> None:
+    def fetch(leaf: Leaf) -> None:
         target = partial / leaf.path
         target.parent.mkdir(parents=True, exist_ok=True)
         store.fetch(leaf.sha256, target)
@@ -69,7 +70,7 @@ def document(tree_digest: str, name: str, store: Store) -> dict:
     raise IntegrityError(f"the output {tree_digest} has no {name}")
 
 
-def _each(leaves, work) -> None:
+def _each(leaves: Sequence[Leaf], work: Callable[[Leaf], object]) -> None:
     """Does `work` for each leaf, a few at once: a store may be far away. Raises the first error."""
     if len(leaves) == 1:
         work(leaves[0])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from pipeline import config, digest
 from pipeline.errors import IntegrityError, SettingsError
@@ -141,13 +142,13 @@ class Trust:
             "the stage can be run again with a trusted key."
         )
 
-    def _public_key(self, key: TrustedKey):
+    def _public_key(self, key: TrustedKey) -> Any:
         """securesystemslib's form of a public key; of a revoked one too, so that its signatures get their true name."""
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
         from securesystemslib.signer import SSlibKey
 
         if key.name not in self._public:
-            if key is _OWN_KEY:
+            if key is _OWN_KEY and self.own:
                 public = self.own.crypto.public_key
             else:
                 path = self.root / FOLDER / key.file

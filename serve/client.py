@@ -157,7 +157,7 @@ def _converted(rows: np.ndarray, dtype: int, alias: str) -> np.ndarray:
 def _write(out: Path, outputs: dict[str, np.ndarray]) -> None:
     """Writes the .npz file; it appears whole or not at all."""
     # Strings go as numpy's fixed-width bytes: object arrays would need pickle.
-    arrays = {
+    arrays: dict[str, Any] = {
         alias: array.astype(bytes) if array.dtype == object else array for alias, array in outputs.items()
     }
     try:

@@ -4,6 +4,7 @@ Kept apart from TensorFlow, so that requests are read and answered without impor
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +19,7 @@ class DType:
     field: str
 
 
-def _dtype(name: str, numpy: object, field: str) -> DType:
+def _dtype(name: str, numpy: Any, field: str) -> DType:
     return DType(name, np.dtype(numpy), field)
 
 

@@ -135,9 +135,9 @@ class _Reader:
 
     def _open_lists(self, open_: list) -> None:
         """Opens the lists whose first element is a list: the quick way into a deep nest."""
-        run = _OPENINGS.match(self.text, self.at)
-        self.at = run.end()
-        open_ += [[] for _ in range(self.at - run.start())]
+        start = self.at
+        self.at = _end(_OPENINGS, self.text, start)
+        open_ += [[] for _ in range(self.at - start)]
 
     def _close_lists(self, open_: list, value: object) -> object:
         """Closes the lists whose last element just ended: the quick way out of it."""
@@ -215,9 +215,9 @@ class _Reader:
         self.at += 1
         parts = []
         while True:
-            match = _PLAIN.match(self.text, self.at)
-            parts.append(match[0])
-            self.at = match.end()
+            plain = self.at
+            self.at = _end(_PLAIN, self.text, plain)
+            parts.append(self.text[plain : self.at])
             char = self.text[self.at : self.at + 1]
             if char == '"':
                 self.at += 1
@@ -257,12 +257,18 @@ class _Reader:
         return int(match[0], 16)
 
     def _skip(self) -> None:
-        self.at = _SPACE.match(self.text, self.at).end()
+        self.at = _end(_SPACE, self.text, self.at)
 
     def _fail(self, what: str, at: int | None = None) -> NoReturn:
         before = self.text[: self.at if at is None else at]
         offset = len(before.encode("utf-8", "surrogateescape"))
         raise invalid(f"JSON Parse error: {what} at offset: {offset}")
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where what `pattern` describes ends; `at` itself where there is nothing of it."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
 
 
 def _number(match: re.Match) -> int | float:

@@ -10,6 +10,7 @@ import enum
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn, TypeGuard
 
 import numpy as np
 
@@ -101,8 +102,9 @@ def _named_rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[st
     names = types.keys()
     if all(isinstance(row, dict) and row.keys() == names for row in rows):
         whole = {name: _regular([row[name] for row in rows], types[name], booleans) for name in names}
-        if all(tensor is not None for tensor in whole.values()):
-            return whole
+        regular = {name: tensor for name, tensor in whole.items() if tensor is not None}
+        if len(regular) == len(whole):
+            return regular
     columns = {name: _Column(dtype) for name, dtype in types.items()}
     for index, row in enumerate(rows):
         _add_named_row(row, index, columns)
@@ -305,7 +307,7 @@ def _converter(dtype: int) -> Callable[[object], object]:
     return lambda value: _refuse_type(value, dtype)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return type(value) in (int, float)
 
 
@@ -315,13 +317,13 @@ def _string(value: object) -> bytes:
     return base64_bytes(value) if isinstance(value, dict) else _refuse(value, dtypes.STRING)
 
 
-def _refuse(value: object, dtype: int) -> None:
+def _refuse(value: object, dtype: int) -> NoReturn:
     raise invalid(
         f"JSON Value: {describe(value)} Type: {_json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
     )
 
 
-def _refuse_type(value: object, dtype: int) -> None:
+def _refuse_type(value: object, dtype: int) -> NoReturn:
     raise ServingError(
         Code.UNIMPLEMENTED, f"Conversion of JSON Value: {describe(value)} to type: {dtypes.name_of(dtype)}"
     )
@@ -330,15 +332,16 @@ def _refuse_type(value: object, dtype: int) -> None:
 def _json_type(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
-    return {dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
+    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
+    return names.get(type(value), "Number")
 
 
-def is_base64(value: object) -> bool:
+def is_base64(value: object) -> TypeGuard[dict[str, str]]:
     """Whether a JSON value stands for bytes: an object with the one key `b64` and a string."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def _is_object(value: object) -> bool:
+def _is_object(value: object) -> TypeGuard[dict[str, object]]:
     return isinstance(value, dict) and not is_base64(value)
 
 

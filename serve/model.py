@@ -29,7 +29,10 @@ class Signature:
 class Model(Protocol):
     """A loaded version of a model."""
 
-    signatures: Mapping[str, Signature]
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """The named functions."""
+
     signature_defs: Any
     """The same as a tensorflow.serving.SignatureDefMap, for metadata."""
 

@@ -99,15 +99,16 @@ class Models:
             raise invalid(f"Unrecognized servable version label: {label}")
         with self._changed:
             available = [
-                each for each in self._versions.get(name, {}).values() if each.state is State.AVAILABLE
+                Servable(name, each.number, each.model)
+                for each in self._versions.get(name, {}).values()
+                if each.state is State.AVAILABLE and each.model is not None
             ]
             if version is not None:
-                available = [each for each in available if each.number == version]
+                available = [each for each in available if each.version == version]
             if not available:
                 wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
                 raise not_found(f"Servable not found for request: {wanted}")
-            found = max(available, key=lambda each: each.number)
-            return Servable(name, found.number, found.model)
+            return max(available, key=lambda each: each.version)
 
     def status(self, name: str, version: int | None = None) -> list[Version]:
         """The versions of a model, newest first; or only that one. Raises NOT_FOUND."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -110,8 +111,8 @@ async def _serve(flags: Flags, models: Models, http: socket.socket | None, began
         log.info("stopped before it was ready")
         return
     rest_server, grpc_server = _open(flags, models, http)
-    waiting = [asyncio.create_task(stop.wait())]
-    if rest_server:
+    waiting: list[asyncio.Task] = [asyncio.create_task(stop.wait())]
+    if rest_server and http:
         waiting.append(asyncio.create_task(rest_server.serve(sockets=[http])))
     log.info(
         "ready",
@@ -169,7 +170,7 @@ def _rest_server(flags: Flags, models: Models) -> _RestServer:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=flags.drain_seconds,
+        timeout_graceful_shutdown=math.ceil(flags.drain_seconds),
     )
     return _RestServer(settings)
 

@@ -10,14 +10,19 @@ from pipeline.stages import BY_NAME, ROLLBACK, STAGES
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = {stage.name: stage for stage in (*STAGES, ROLLBACK)}
 MERGE_REQUEST, PROTECTED = "merge request", "protected"
+# What a schedule can ask for in place of the walk; one verb each.
+UPKEEP = ("update", "gc", "recheck")
 # What each event is to GitLab's rules; at its worst, as a merge request from a protected branch is one of both.
 GITLAB_EVENTS = {
-    MERGE_REQUEST: {"tag": False, "merge request": True, "protected": True},
-    PROTECTED: {"tag": False, "merge request": False, "protected": True},
+    MERGE_REQUEST: {"tag": False, "merge request": True, "protected": True, "walk": True},
+    PROTECTED: {"tag": False, "merge request": False, "protected": True, "walk": True},
     "feature branch": {"tag": False, "merge request": False, "protected": False},
     "tag": {"tag": True, "merge request": False, "protected": True},
+    **{name: {"protected": True, name: True} for name in UPKEEP},
 }
 GITLAB_CONDITIONS = {
+    **{f'$CI_COMMIT_REF_PROTECTED == "true" && $TIDEGATE_UPKEEP == "{name}"': name for name in UPKEEP},
+    '$CI_COMMIT_REF_PROTECTED == "true" && $TIDEGATE_UPKEEP == null': "walk",
     "$CI_COMMIT_TAG": "tag",
     '$CI_PIPELINE_SOURCE == "merge_request_event"': "merge request",
     '$CI_COMMIT_REF_PROTECTED == "true"': "protected",
@@ -66,7 +71,7 @@ def resolved(file: dict, name: str) -> dict:
 def admits(rules: list[dict], event: str) -> dict | None:
     """The first rule that this event meets; None if it meets none or that one says never."""
     for rule in rules:
-        if GITLAB_EVENTS[event][GITLAB_CONDITIONS[rule["if"]]]:
+        if GITLAB_EVENTS[event].get(GITLAB_CONDITIONS[rule["if"]], False):
             return None if rule.get("when") == "never" else rule
     return None
 
@@ -141,6 +146,9 @@ def gitlab_faults(file: dict) -> Iterator[str]:
     last = next(job for job in gitlab_jobs(file, PROTECTED) if job.stage == NO_STAGE)
     if last.needs != tuple(BY_NAME):
         yield "the last job does not need every stage"
+    for name in UPKEEP:
+        if [job.commands for job in gitlab_jobs(file, name)] != [(f"make {name}",)]:
+            yield f"a schedule for {name} runs {[job.commands for job in gitlab_jobs(file, name)]}"
     yield from rollback_faults("gitlab", [j for j in gitlab_jobs(file, PROTECTED) if j.stage == "rollback"])
 
 
@@ -181,6 +189,8 @@ def github_job(name: str, job: dict) -> Job:
 
 def github_faults(files: dict[str, dict]) -> Iterator[str]:
     """What is true of GitHub's files alone."""
+    yield from github_upkeep_faults(files["upkeep"])
+    files = {name: file for name, file in files.items() if name != "upkeep"}
     request, main, back = (files[name] for name in ("pull-request", "pipeline", "rollback"))
     yield from github_comment_faults(files["comment"])
     files = {name: file for name, file in files.items() if name != COMMENT}
@@ -225,6 +235,23 @@ def github_comment_faults(file: dict) -> Iterator[str]:
         yield "comment: runs something else, or sees a secret"
     if "timeout-minutes" not in job:
         yield "comment: no timeout"
+
+
+def github_upkeep_faults(file: dict) -> Iterator[str]:
+    """Jobs of a schedule: one verb each; the one that writes to the repository has no environment and no secret."""
+    if set(file[True]) != {"schedule", "workflow_dispatch"} or file["permissions"] != {}:
+        yield "upkeep: another trigger, or rights at the top"
+    if "secrets." in str(file):
+        yield "upkeep: sees a secret"
+    jobs = {job.stage: job for job in github_jobs(file)}
+    if {name: job.commands for name, job in jobs.items()} != {name: (f"make {name}",) for name in UPKEEP}:
+        yield f"upkeep: runs {[job.commands for job in jobs.values()]}"
+    for name, job in file["jobs"].items():
+        writes = {"contents": "write", "pull-requests": "write"} if name == "update" else {"contents": "read"}
+        if job["permissions"] != writes or (name == "update" and "environment" in job):
+            yield f"upkeep, {name}: rights {job['permissions']}, or an environment"
+        if "timeout-minutes" not in job or "continue-on-error" in str(job):
+            yield f"upkeep, {name}: no timeout, or may fail in silence"
 
 
 def github_rights_faults(name: str, file: dict) -> Iterator[str]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +166,7 @@ def look(accelerator: str) -> Seen:
     )
 
 
-def take(asked: Asked, replicas: int):
+def take(asked: Asked, replicas: int) -> Any:
     """Looks, decides, starts TensorFlow on what was decided and proves it by work.
 
     Returns the choice, what was seen, a MirroredStrategy over all GPUs or `replicas` logical
@@ -180,7 +181,7 @@ def take(asked: Asked, replicas: int):
     return choice, seen, strategy, prove(strategy, devices)
 
 
-def prove(strategy, devices: Sequence[str]) -> list[dict]:
+def prove(strategy: Any, devices: Sequence[str]) -> list[dict]:
     """A product on each device and an all-reduce over all, each held against the exact result.
 
     The numbers are small whole numbers, so that every format (TF32 too) must give them
@@ -200,7 +201,7 @@ def prove(strategy, devices: Sequence[str]) -> list[dict]:
     return done
 
 
-def _sum_everywhere(tf, strategy) -> list[float]:
+def _sum_everywhere(tf: Any, strategy: Any) -> list[float]:
     """Each device adds its number, from 1, to an all-reduce; what each then holds."""
     if strategy.num_replicas_in_sync == 1:
         return [1.0]  # nothing to reduce, and MirroredStrategy refuses to
@@ -209,7 +210,7 @@ def _sum_everywhere(tf, strategy) -> list[float]:
     )
 
     @tf.function
-    def total(numbers):
+    def total(numbers: Any) -> Any:
         return strategy.run(
             lambda one: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, one),
             (numbers,),
@@ -218,7 +219,7 @@ def _sum_everywhere(tf, strategy) -> list[float]:
     return [float(found) for found in strategy.experimental_local_results(total(mine))]
 
 
-def _product(tf, device: str) -> dict:
+def _product(tf: Any, device: str) -> dict:
     rows = (np.arange(_SIDE * _SIDE).reshape(_SIDE, _SIDE) % 7).astype(np.float32)
     started = time.perf_counter()
     try:

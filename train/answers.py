@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ class Unanswered(Exception):
     """A SavedModel cannot take these rows, or does not answer with probabilities."""
 
 
-def of_keras(keras_model, features: np.ndarray) -> np.ndarray:
+def of_keras(keras_model: Any, features: np.ndarray) -> np.ndarray:
     """Probabilities float32 [n, classes] of a Keras model for `features` [n, *row_shape], in order."""
     tf = runtime.tensorflow()
     ask = tf.function(lambda rows: keras_model(rows, training=False), reduce_retracing=True)

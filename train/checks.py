@@ -49,7 +49,7 @@ def _values(table: Table, data: Data) -> list[str]:
 
 
 def _cells(table: Table, mask: np.ndarray) -> str:
-    def show(cell) -> str:
+    def show(cell: tuple[int, int]) -> str:
         row, column = cell
         return f"{table.place(row)} column {column + 1} ({table.features[row, column]:g})"
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def data(context: Context) -> Result:
         table, faults = None, [f"it cannot be read, although its digest is the pinned one: {error}"]
     if table is not None:
         faults = checks.findings(table, settings)
-    if faults:
+    if faults or table is None:
         return _refused(context, faults)
     labels = table.labels.astype(np.int64)
     test = held_out(labels, settings.test_fraction, settings.seed)
@@ -57,7 +58,7 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-def load(folder, part: str) -> tuple[np.ndarray, np.ndarray]:
+def load(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """The features and labels of `train` or `test` from a `rows/` folder, mapped into memory."""
     features, labels = (
         np.load(folder / f"{part}_{what}.npy", mmap_mode="r", allow_pickle=False)
@@ -145,5 +146,5 @@ def _indices_sha256(mask: np.ndarray) -> str:
     return digest.of_bytes(np.flatnonzero(mask).astype("<i8").tobytes())
 
 
-def _write(folder, document: dict) -> None:
+def _write(folder: Path, document: dict) -> None:
     (folder / "data.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

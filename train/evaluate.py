@@ -1,7 +1,9 @@
 """The evaluate stage: measure on held-out rows, hold it against the gates and against the champion."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +64,7 @@ def _ask(folder: Path, features: np.ndarray, new: Answers) -> Answers:
     return Answers(new.labels, probabilities)
 
 
-def _against(champion: dict | None, bounds: dict[str, Bound]) -> tuple[Verdict, ...]:
+def _against(champion: dict | None, bounds: Mapping[str, Bound]) -> tuple[Verdict, ...]:
     """The verdicts on new minus champion; without a champion there is nothing to judge."""
     if champion is None:
         return ()
@@ -72,7 +74,7 @@ def _against(champion: dict | None, bounds: dict[str, Bound]) -> tuple[Verdict, 
 
 
 def _write(
-    context: Context, new: Answers, found: dict[str, Interval], champion: dict | None, verdicts
+    context: Context, new: Answers, found: dict[str, Interval], champion: dict | None, verdicts: Any
 ) -> None:
     confidence = context.settings.evaluate.confidence
     if champion and "differences" in champion:
@@ -119,7 +121,7 @@ def _sentence(outcome: Outcome, judged: tuple[Verdict, ...], champion: dict | No
 
 
 def _numbers(found: dict[str, Interval], champion: dict | None) -> dict[str, float]:
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, interval in found.items():
         numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     for name, interval in (champion or {}).get("differences", {}).items():

@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def export(context: Context) -> Result:
     return _passed(context, changed, difference)
 
 
-def _write(folder: Path, keras_model, row_shape: tuple[int, ...]) -> None:
+def _write(folder: Path, keras_model: Any, row_shape: tuple[int, ...]) -> None:
     """The SavedModel, with saved_model.pb last: whoever waits for that file finds everything else."""
     tf = runtime.tensorflow()
     served = _served(keras_model, row_shape)
@@ -56,19 +57,19 @@ def _write(folder: Path, keras_model, row_shape: tuple[int, ...]) -> None:
     waiting.rename(graph)
 
 
-def _served(keras_model, row_shape: tuple[int, ...]):
+def _served(keras_model: Any, row_shape: tuple[int, ...]) -> Any:
     """A tf.Module whose one function is what clients call."""
     tf = runtime.tensorflow()
 
-    class Served(tf.Module):
-        def __init__(self):
+    class Served(tf.Module):  # type: ignore[name-defined]  # TensorFlow is imported late, and untyped
+        def __init__(self) -> None:
             super().__init__(name="served")
             # TensorFlow's variables, not Keras's around them: of those the SavedModel would hold two of each, and
             # TF Serving, which restores in a session, would fill the one that the graph does not read.
             self.weights = [variable.value for variable in keras_model.variables]
 
         @tf.function(input_signature=[tf.TensorSpec([None, *row_shape], tf.float32, name=_INPUT)])
-        def predict(self, pixels):
+        def predict(self, pixels: Any) -> Any:
             probabilities = keras_model(pixels, training=False)
             return {
                 _PROBABILITIES: probabilities,
@@ -117,10 +118,12 @@ def _changes(context: Context, folder: Path) -> list[str]:
     old, new = signatures.read(champion), signatures.read(folder)
     if old is None:
         return [f"the champion's signature {signatures.NAME} cannot be read"]
+    if new is None:
+        return [f"the new model's signature {signatures.NAME} cannot be read"]
     return signatures.changes(old, new)
 
 
-def _largest_difference(folder: Path, keras_model, rows: np.ndarray) -> float:
+def _largest_difference(folder: Path, keras_model: Any, rows: np.ndarray) -> float:
     """How far the SavedModel's probabilities are from the Keras model's. Raises IntegrityError if too far."""
     try:
         found = answers.of_saved_model(folder, rows)[_PROBABILITIES]

@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline import digest
 from pipeline.errors import IntegrityError, ProgramFailed, SettingsError
@@ -87,7 +88,7 @@ def _bundled(source: str) -> Path:
     return path
 
 
-def _download(source: str, sha256: str, path: Path, opener, say) -> Path:
+def _download(source: str, sha256: str, path: Path, opener: Any, say: Callable[[str], None]) -> Path:
     if path.is_file() and _sha256(path) == sha256:
         say(f"{public_name(source)} is here already, from a run that was stopped")
         return path
@@ -106,7 +107,7 @@ def _download(source: str, sha256: str, path: Path, opener, say) -> Path:
     return path
 
 
-def _told(chunks: Iterator[bytes], say) -> Iterator[bytes]:
+def _told(chunks: Iterator[bytes], say: Callable[[str], None]) -> Iterator[bytes]:
     """The same chunks, with a word now and then on how much has come."""
     seen = told = 0
     for chunk in chunks:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def train(context: Context) -> Result:
     return _result(trainer, history, resumed, choice)
 
 
-def _fit(context: Context, strategy) -> tuple[Trainer, list[dict], int]:
+def _fit(context: Context, strategy: Any) -> tuple[Trainer, list[dict], int]:
     """The trained model, its history (one point per epoch), and how many epochs a run before had done."""
     settings = context.settings.train
     features, labels = data.load(context.inputs["data/rows"], "train")
@@ -60,7 +61,9 @@ def _fit(context: Context, strategy) -> tuple[Trainer, list[dict], int]:
     return trainer, history, resumed
 
 
-def _epoch(trainer: Trainer, number: int, features, labels, progress) -> tuple[float, float]:
+def _epoch(
+    trainer: Trainer, number: int, features: np.ndarray, labels: np.ndarray, progress: Any
+) -> tuple[float, float]:
     tf = runtime.tensorflow()
     try:
         return trainer.epoch(number, features, labels, progress.look)
@@ -76,13 +79,13 @@ def _epoch(trainer: Trainer, number: int, features, labels, progress) -> tuple[f
         ) from error
 
 
-def _begin(context: Context, strategy) -> tuple[Trainer, Checkpoints, list[dict]]:
+def _begin(context: Context, strategy: Any) -> tuple[Trainer, Checkpoints, list[dict]]:
     """A trainer as the last checkpoint left it, or a new one."""
     settings = context.settings
     plan = Plan(
         row_shape=tuple(settings.data.row_shape),
         classes=settings.data.classes,
-        value_range=tuple(settings.data.value_range),
+        value_range=(settings.data.value_range[0], settings.data.value_range[1]),
         global_batch=settings.train.global_batch,
         learning_rate=settings.train.learning_rate,
         seed=settings.train.seed,
@@ -146,7 +149,7 @@ class _Progress:
         return f"ETA {(time.monotonic() - self._begun) / done * left:,.0f} s"
 
 
-def _refuse_broken(model) -> None:
+def _refuse_broken(model: Any) -> None:
     """The last step of the last epoch can break weights, and no loss comes after it to show that."""
     broken = [w.path for w in model.weights if not np.isfinite(np.asarray(w)).all()]
     if broken:
@@ -156,7 +159,7 @@ def _refuse_broken(model) -> None:
         )
 
 
-def _result(trainer: Trainer, history: list[dict], resumed: int, choice) -> Result:
+def _result(trainer: Trainer, history: list[dict], resumed: int, choice: Any) -> Result:
     last = history[-1]
     seconds = sum(point["seconds"] for point in history)
     replicas = trainer.strategy.num_replicas_in_sync

@@ -21,7 +21,7 @@ class Verdict:
     def margin(self) -> float:
         """How far the number is within its bound; negative outside, NaN without a number."""
         bound = self.bound
-        return self.number - bound.at_least if bound.at_least is not None else bound.at_most - self.number
+        return self.number - bound.limit if bound.at_least is not None else bound.limit - self.number
 
     @property
     def decided(self) -> Decided:
@@ -30,9 +30,7 @@ class Verdict:
 
     def __str__(self) -> str:
         bound = self.bound
-        word, limit = (
-            ("at least", bound.at_least) if bound.at_least is not None else ("at most", bound.at_most)
-        )
+        word, limit = "at least" if bound.at_least is not None else "at most", bound.limit
         if self.outcome is Outcome.NO_DATA:
             return f"{self.name} could not be measured, the gate asks {word} {limit:g}"
         digits = 3

@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 from train import runtime
 
@@ -49,5 +50,5 @@ class Log:
             event.summary.value.add(tag=f"epoch/{name}", simple_value=point[name])
         self._write(event)
 
-    def _write(self, event) -> None:
+    def _write(self, event: Any) -> None:
         self._writer.write(event.SerializeToString(deterministic=True))

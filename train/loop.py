@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,9 @@ class Batch:
     weights: np.ndarray
 
 
-def batches(features, labels, global_batch: int, seed: int, epoch: int) -> Iterator[Batch]:
+def batches(
+    features: np.ndarray, labels: np.ndarray, global_batch: int, seed: int, epoch: int
+) -> Iterator[Batch]:
     """All rows once, in an order that `seed` and `epoch` alone decide.
 
     The last batch is filled up with rows that weigh nothing, so that every replica has as many.
@@ -50,7 +53,7 @@ def batches(features, labels, global_batch: int, seed: int, epoch: int) -> Itera
 class Trainer:
     """A model under a strategy, and how one epoch goes."""
 
-    def __init__(self, strategy, plan: Plan):
+    def __init__(self, strategy: Any, plan: Plan) -> None:
         self.strategy = strategy
         self.plan = plan
         with strategy.scope():
@@ -59,7 +62,9 @@ class Trainer:
             self.optimizer.build(self.model.trainable_variables)
         self._step = runtime.tensorflow().function(self._one_step)
 
-    def epoch(self, number: int, features, labels, look: Callable[[int, int], None]) -> tuple[float, float]:
+    def epoch(
+        self, number: int, features: np.ndarray, labels: np.ndarray, look: Callable[[int, int], None]
+    ) -> tuple[float, float]:
         """Goes once over all rows; `number` counts from 1. Returns mean loss and accuracy as they were on the way.
 
         `look(step, steps)` is called every few steps. Raises GateRefused when the loss or a gradient is not a
@@ -92,7 +97,7 @@ class Trainer:
             "optimizer": [variable.value for variable in self.optimizer.variables],
         }
 
-    def _spread(self, rows: np.ndarray):
+    def _spread(self, rows: np.ndarray) -> Any:
         """The rows of a batch, a part for each replica."""
         tf = runtime.tensorflow()
         parts = np.split(rows, self.strategy.num_replicas_in_sync)
@@ -100,12 +105,12 @@ class Trainer:
             lambda replica: tf.constant(parts[replica.replica_id_in_sync_group])
         )
 
-    def _one_step(self, features, labels, weights):
+    def _one_step(self, features: np.ndarray, labels: np.ndarray, weights: Any) -> Any:
         """Loss, number of right answers and gradient norm of one step, each summed over the replicas."""
         sums = self.strategy.run(self._on_replica, (features, labels, weights))
         return tuple(self.strategy.reduce("SUM", value, axis=None) for value in sums)
 
-    def _on_replica(self, features, labels, weights):
+    def _on_replica(self, features: np.ndarray, labels: np.ndarray, weights: Any) -> Any:
         import keras
 
         tf = runtime.tensorflow()

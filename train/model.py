@@ -1,7 +1,9 @@
 """The model and its optimizer: what a team replaces first."""
 
+from typing import Any
 
-def build(row_shape: tuple[int, ...], classes: int, value_range: tuple[float, float], seed: int):
+
+def build(row_shape: tuple[int, ...], classes: int, value_range: tuple[float, float], seed: int) -> Any:
     """A Keras model from raw rows (float32 [n, *row_shape]) to probabilities (float32 [n, classes]).
 
     Scaling is part of the model, so whoever serves it needs to know nothing. Pictures
@@ -22,7 +24,7 @@ def build(row_shape: tuple[int, ...], classes: int, value_range: tuple[float, fl
     return keras.Model(pixels, probabilities, name="classifier")
 
 
-def _look_at(pixels, row_shape: tuple[int, ...]):
+def _look_at(pixels: Any, row_shape: tuple[int, ...]) -> Any:
     from keras import layers
 
     if len(row_shape) == 2:
@@ -32,7 +34,7 @@ def _look_at(pixels, row_shape: tuple[int, ...]):
     return layers.MaxPooling2D(2, padding="same", name="pool")(shapes)
 
 
-def optimizer(learning_rate: float):
+def optimizer(learning_rate: float) -> Any:
     """What turns gradients into steps."""
     import keras
 

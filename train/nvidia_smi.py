@@ -126,11 +126,12 @@ def parse(gpus: Done, processes: Done, listing: Done) -> Smi:
     said = f"{gpus.stdout}\n{gpus.stderr}".strip()
     lines = [line for line in gpus.stdout.splitlines() if line.strip()]
     rows = [_gpu(line) for line in lines]
-    if gpus.returncode != 0 or not rows or None in rows:
+    known = tuple(gpu for gpu in rows if gpu is not None)
+    if gpus.returncode != 0 or not rows or len(known) < len(rows):
         return Smi(problem=_explain(gpus.returncode, said))
     return Smi(
-        gpus=tuple(rows),
-        slices=tuple(_slices(listing.stdout)) if any(gpu.mig for gpu in rows) else (),
+        gpus=known,
+        slices=tuple(_slices(listing.stdout)) if any(gpu.mig for gpu in known) else (),
         processes=tuple(filter(None, map(_process, processes.stdout.splitlines()))),
     )
 
@@ -207,8 +208,9 @@ def _first_part(smi: Smi, gpu: Gpu) -> Unit | None:
 
 
 def _whole(gpu: Gpu) -> Unit:
-    known = gpu.memory_mib is not None and gpu.used_mib is not None
-    free = gpu.memory_mib - gpu.used_mib if known else None
+    free = None
+    if gpu.memory_mib is not None and gpu.used_mib is not None:
+        free = gpu.memory_mib - gpu.used_mib
     return Unit(f"GPU {gpu.index} ({gpu.name})", gpu.memory_mib, free, gpu)
 
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def read(path: Path, suffix: str, width: int) -> tuple[Table | None, list[str]]:
     return _read_npz(path, width) if suffix == ".npz" else _read_csv(path, suffix, width)
 
 
-def some(places: Sequence, show: Callable[[object], str] = str) -> str:
+def some(places: Sequence | np.ndarray, show: Callable[[Any], str] = str) -> str:
     """The first few of many places, and how many there are."""
     shown = ", ".join(show(place) for place in places[:FIRST_FEW])
     return shown if len(places) <= FIRST_FEW else f"{shown} … ({len(places):,} in all)"

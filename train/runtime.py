@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pipeline.errors import ProgramFailed
 
@@ -14,7 +15,7 @@ INTRA_OP_THREADS = 8
 INTER_OP_THREADS = 2
 
 
-def tensorflow():
+def tensorflow() -> Any:
     """TensorFlow, imported with what must be set before: no oneDNN, which picks kernels by processor."""
     if "tensorflow" not in sys.modules:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"

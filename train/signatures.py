@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from train import runtime
 
@@ -46,7 +47,7 @@ def read(folder: Path) -> Signature | None:
     return Signature(_tensors(definition.inputs), _tensors(definition.outputs))
 
 
-def _tensors(infos) -> dict[str, Tensor]:
+def _tensors(infos: Any) -> dict[str, Tensor]:
     tf = runtime.tensorflow()
     found = {}
     for name, info in sorted(infos.items()):

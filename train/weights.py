@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from train import model, runtime  # noqa: F401  model registers its layers
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
-def save(keras_model, folder: Path) -> None:
+def save(keras_model: Any, folder: Path) -> None:
     """Writes the model's architecture and weights below `folder`, which must not exist."""
     arrays = {f"{number:04d}:{w.path}": np.asarray(w) for number, w in enumerate(keras_model.weights)}
     folder.mkdir()
@@ -40,7 +41,7 @@ def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return packed.getvalue()
 
 
-def load(folder: Path):
+def load(folder: Path) -> Any:
     """The Keras model that `save` wrote. Custom layers are those that `train.model` registers."""
     runtime.tensorflow()
     import keras

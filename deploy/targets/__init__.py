@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from deploy.targets.local import Local
 from pipeline.errors import ProgramFailed
@@ -42,7 +43,7 @@ def down(settings: Settings, state: Path) -> list[str]:
     return stopped + Local(settings, state, "").sweep((), everything=True)
 
 
-def _look(settings: Settings, now, name: str) -> list[dict]:
+def _look(settings: Settings, now: Any, name: str) -> list[dict]:
     from deploy import standing
 
     counts, answers = {}, False
@@ -71,7 +72,7 @@ def _look(settings: Settings, now, name: str) -> list[dict]:
     ]
 
 
-def _drain(settings: Settings, here) -> None:
+def _drain(settings: Settings, here: Any) -> None:
     """Closes the public ports, and waits for what is being answered."""
     router = here.now.router
     if not router or not router.serving():
@@ -85,7 +86,7 @@ def _drain(settings: Settings, here) -> None:
         return  # it ended meanwhile; its connections with it
 
 
-def _stop(here) -> list[str]:
+def _stop(here: Any) -> list[str]:
     stopped = []
     for one in here.now.placed:
         if here.target.alive(one.version):

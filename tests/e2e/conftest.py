@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ _FILES = (
     "pyproject.toml",
     "Makefile",
     ".gitlab-ci.yml",
+    ".hadolint.yaml",
+    ".yamllint.yaml",
     ".trivyignore.yaml",
     ".gitignore",
 )
@@ -166,6 +169,11 @@ def make_walk(folder: Path, first_port: int) -> Walk:
     for old, name in (("8501", "production_rest"), ("8500", "production_grpc")):
         text = text.replace(f"_port: {old}", f"_port: {ports[name]}")
     (folder / "pipeline.yaml").write_text(text)
+    # Of all clones, so that each does not read the types of every package anew.
+    (folder / ".tidegate").mkdir()
+    shared = Path(tempfile.gettempdir()) / f"tidegate-tests-{os.getpid()}-types"
+    shared.mkdir(exist_ok=True)
+    (folder / ".tidegate" / "cache").symlink_to(shared)
     walk = Walk(folder, ports)
     walk.edit("pipeline.yaml", "coverage: {at_least: 60}", "coverage: {at_least: 0}")
     _git(folder, "init", "-q", "-b", "main")

@@ -141,6 +141,9 @@ GITLAB_CHANGES: dict[str, Change] = {
     "a comment that stops the pipeline": put("comment/rules/0/allow_failure", False),
     "a comment on a protected ref": add("comment/rules", {"if": '$CI_COMMIT_REF_PROTECTED == "true"'}),
     "a rollback that waits": add("rollback/needs", {"job": "promote", "artifacts": False}),
+    "upkeep beside the walk": put("gc/rules/0/if", '$CI_COMMIT_REF_PROTECTED == "true"'),
+    "the walk beside upkeep": put("scan/rules", [{"if": '$CI_COMMIT_REF_PROTECTED == "true"'}]),
+    "another verb for a schedule": put("update/script", ["make lock"]),
     "a deployment that a commit stops": put(".guarded/interruptible", True),
 }
 GITHUB_CHANGES: dict[str, Change] = {
@@ -176,6 +179,10 @@ GITHUB_CHANGES: dict[str, Change] = {
     "a deployment that another stops": put("pipeline/jobs/canary/concurrency/cancel-in-progress", True),
     "a deployment that another drops": put("rollback/jobs/rollback/concurrency/queue", "single"),
     "servers that end with the job": put("pipeline/jobs/promote/env/RUNNER_TRACKING_ID", "1"),
+    "upkeep that may write more": put("upkeep/jobs/gc/permissions/contents", "write"),
+    "an update with a secret": put("upkeep/jobs/update/env", {"KEY": KEY}),
+    "an update with an environment's secrets": put("upkeep/jobs/update/environment", {"name": "pipeline"}),
+    "an update by a pull request": put("upkeep/on/pull_request", None),
     "the last job is skipped too": put("pipeline/jobs/complete/if", ""),
     "the last job waits for less": drop("pipeline/jobs/complete/needs/5"),
     "the last job looks at nothing": drop("pull-request/jobs/complete/steps/1"),

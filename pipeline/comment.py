@@ -192,7 +192,10 @@ def _place(environ: Mapping[str, str]) -> Place | None:
 
 def _pull_request(api: Api, at: str, environ: Mapping[str, str]) -> int:
     """The open pull request whose newest commit this is: GitHub itself names none for a fork's."""
-    head, commit = environ.get("TIDEGATE_COMMENT_HEAD", ""), environ.get("TIDEGATE_COMMENT_SHA", "")
+    owner, branch, commit = (
+        environ.get(f"TIDEGATE_COMMENT_{name}", "") for name in ("OWNER", "BRANCH", "SHA")
+    )
+    head = f"{owner}:{branch}"
     found = api.pages(f"{at}/pulls?state=open&head={quote(head, safe=':')}")
     if isinstance(found, Refused):
         raise NoData(f"{api.host} does not list the pull requests to the token in {TOKEN} ({found}).")

@@ -195,6 +195,12 @@ SCHEDULE = Event(
 TAG = Event("tag", "refs/tags/v1", gitlab={"CI_COMMIT_TAG": "v1"})
 BRANCH_REQUEST = _merge_request("merge request from a branch", "team/digits")
 FORK_REQUEST = _merge_request("merge request from a fork", "stranger/digits")
+UPKEEP = Event(
+    "scheduled upkeep",
+    "refs/heads/main",
+    protected=True,
+    gitlab={"CI_PIPELINE_SOURCE": "schedule", "TIDEGATE_UPKEEP": "gc"},
+)
 DISPATCH = Event("started by hand", "refs/heads/main", protected=True, github_name="workflow_dispatch")
 
 

@@ -44,6 +44,7 @@ ALONE = [
     "complete",
 ]
 WHOLE = [["check", "data"], ["train"], *([name] for name in ALONE)]
+UPKEEP = ["update", "gc", "recheck"]
 BUILT = {"check", "data", "train", "evaluate", "export", "image", "scan", "publish"}
 
 
@@ -65,10 +66,10 @@ def first(github):
     ("event", "workflows", "jobs"),
     [
         (MAIN, ["pipeline"], WHOLE),
-        (SCHEDULE, ["pipeline"], WHOLE),
+        (SCHEDULE, ["pipeline", "upkeep"], [[*WHOLE[0], *UPKEEP], *WHOLE[1:]]),
         (BRANCH_REQUEST, ["pull-request"], SAFE),
         (FORK_REQUEST, ["pull-request"], SAFE),
-        (DISPATCH, ["pipeline", "rollback"], [[*WHOLE[0], "rollback"], *WHOLE[1:]]),
+        (DISPATCH, ["pipeline", "rollback", "upkeep"], [[*WHOLE[0], "rollback", *UPKEEP], *WHOLE[1:]]),
         (FEATURE, [], []),
         (TAG, [], []),
     ],

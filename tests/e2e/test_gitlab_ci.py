@@ -20,6 +20,7 @@ from tests.support_pipelines import (
     MAIN,
     SCHEDULE,
     TAG,
+    UPKEEP,
     GitLab,
     digests,
     need,
@@ -51,6 +52,7 @@ def staged(gitlab):
     [
         (MAIN, [*WHOLE, "rollback"]),
         (SCHEDULE, [*WHOLE, "rollback"]),
+        (UPKEEP, ["gc"]),
         (BRANCH_REQUEST, SAFE),
         (FORK_REQUEST, SAFE),
         (FEATURE, []),

@@ -109,7 +109,8 @@ def environ(request, forge):
         "GITHUB_API_URL": forge.address,
         "GITHUB_REPOSITORY": "team/digits",
         "TIDEGATE_COMMENT_SHA": COMMIT,
-        "TIDEGATE_COMMENT_HEAD": "stranger:a branch/of #theirs",
+        "TIDEGATE_COMMENT_OWNER": "stranger",
+        "TIDEGATE_COMMENT_BRANCH": "a branch/of #theirs",
         comment.TOKEN: TOKEN,
     }
 
@@ -185,7 +186,8 @@ def test_a_pull_request_that_moved_on_gets_no_comment_about_an_older_commit(forg
         "GITHUB_API_URL": forge.address,
         "GITHUB_REPOSITORY": "team/digits",
         "TIDEGATE_COMMENT_SHA": "c3" * 20,
-        "TIDEGATE_COMMENT_HEAD": "stranger:theirs",
+        "TIDEGATE_COMMENT_OWNER": "stranger",
+        "TIDEGATE_COMMENT_BRANCH": "theirs",
         comment.TOKEN: TOKEN,
     }
     with pytest.raises(NoData, match="is at 'c3c3c3c3c3c3' any more"):

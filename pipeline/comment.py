@@ -130,8 +130,8 @@ def _told(file: Path) -> Iterable[Line]:
 
 
 def _line(row: Mapping[str, Any]) -> Line:
-    decided = row.get("decided") if isinstance(row.get("decided"), dict) else {}
-    bound = decided.get("bound") if isinstance(decided.get("bound"), dict) else {}
+    decided = _object(row, "decided")
+    bound = _object(decided, "bound")
     name = decided.get("name")
     known = isinstance(name, str) and _NAME.fullmatch(name)
     digest = _SHA256.fullmatch(row["digest"]) if isinstance(row.get("digest"), str) else None
@@ -147,6 +147,11 @@ def _line(row: Mapping[str, Any]) -> Line:
         seconds="" if row.get("cached") else _number(row.get("seconds"), ".1f"),
         digest=f"`sha256:{digest[1][:12]}`" if digest else "",
     )
+
+
+def _object(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _number(value: Any, form: str = "g") -> str:
@@ -186,8 +191,10 @@ def _place(environ: Mapping[str, str]) -> Place | None:
         "application/vnd.github+json",
     )
     at = f"/repos/{environ.get('GITHUB_REPOSITORY', '')}"
-    number = _pull_request(api, at, environ)
-    return Place(api, f"{at}/issues/{number}/comments", at + "/issues/comments/{}", "PATCH", written_by="Bot")
+    request = _pull_request(api, at, environ)
+    return Place(
+        api, f"{at}/issues/{request}/comments", at + "/issues/comments/{}", "PATCH", written_by="Bot"
+    )
 
 
 def _pull_request(api: Api, at: str, environ: Mapping[str, str]) -> int:
@@ -200,7 +207,7 @@ def _pull_request(api: Api, at: str, environ: Mapping[str, str]) -> int:
     if isinstance(found, Refused):
         raise NoData(f"{api.host} does not list the pull requests to the token in {TOKEN} ({found}).")
     for request in found:
-        at_commit = isinstance(request.get("head"), dict) and request["head"].get("sha") == commit
+        at_commit = _object(request, "head").get("sha") == commit
         if at_commit and isinstance(request.get("number"), int):
             return request["number"]
     raise NoData(
@@ -214,7 +221,7 @@ def _ours(place: Place) -> Iterable[int]:
     if isinstance(found, Refused):
         raise NoData(f"{place.api.host} does not list the comments to the token in {TOKEN} ({found}).")
     for each in sorted(found, key=lambda each: str(each.get("created_at", ""))):
-        written = each.get("user") if isinstance(each.get("user"), dict) else {}
+        written = _object(each, "user")
         if (
             isinstance(each.get("id"), int)
             and str(each.get("body", "")).startswith(MARK)

@@ -36,6 +36,8 @@ class Forge:
                 body = json.dumps(document).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                if 300 <= status < 400:
+                    self.send_header("Location", self.path)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -163,6 +165,7 @@ def test_a_fork_without_a_token_gets_the_text_in_the_log(forge, environ, tmp_pat
         (500, "with 500"),
         (422, "with 422"),
         (404, "takes no comment"),
+        (302, "sends us on"),
     ],
 )
 def test_a_platform_that_takes_no_comment_is_named_and_not_asked_again(

@@ -1,7 +1,7 @@
 """GitHub's definition, run for real by act: which jobs an event has, and what they do.
 
-Jobs run in containers of the training image (on a stand-in for TensorFlow's base), those that deploy on this host. After
-the first run all do, which is quicker. What is not GitHub here: third-party actions are stand-ins,
+Jobs run in containers of the training image (on a stand-in for TensorFlow's base), those that deploy on this host;
+after the first run all do, which is quicker. What is not GitHub here: third-party actions are stand-ins,
 found by the commits that the workflows pin; nothing has a GPU, so train runs with TIDEGATE_ACCELERATOR=cpu and its
 nvidia-smi says so; act knows no environments and so no reviewers, no concurrency, no rights of a token, and no branch
 filters, which the test applies itself. Its one secret is CI's key in every job, so nobody approves in a job here: an

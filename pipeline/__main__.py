@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pipeline import commands
@@ -16,7 +18,7 @@ from pipeline.execution import Paths
 from pipeline.settings import ROLES
 from pipeline.stages import BY_NAME
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 _EXIT_CODES = """exit codes: 0 done, 1 a bug, 2 settings or usage, 3 a gate refused, 4 could not measure,
 5 another program failed, 6 something is not what was signed, 7 lost a race"""
 
@@ -34,9 +36,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("stopped; what was finished is kept, what was not is not used", file=sys.stderr)
-        return _INTERRUPTED
+        return _TERMINATED if isinstance(stopped, Terminated) else _INTERRUPTED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever runs this takes the machine away, and wants what Ctrl-C wants."""
+
+
+def stop_in_good_order() -> None:
+    """Makes SIGTERM stop this process as Ctrl-C does. Once it is stopping, SIGTERM says nothing new.
+
+    GitHub's runner sends SIGINT and, 7.5 s later, SIGTERM; a process group gets SIGTERM several times.
+    """
+
+    def ignore(*_: object) -> None:
+        pass
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, ignore)
+        raise Terminated
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, ignore)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGTERM, terminate)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # else whoever started this has it ignored
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -189,4 +219,5 @@ def _add_people(command: Callable) -> None:
 
 
 if __name__ == "__main__":
+    stop_in_good_order()
     sys.exit(main())

@@ -210,6 +210,10 @@ class _Reader:
                 "train.global_batch",
                 f"is {s.train.global_batch}, must be a multiple of train.replicas ({s.train.replicas})",
             )
+        if s.train.cost.per_hour and not s.train.cost.at_most:
+            self.relation(
+                "train.cost.at_most", f"is 0 at {s.train.cost.per_hour:g} an hour, must be more than 0"
+            )
         if not s.canary.steps or list(s.canary.steps) != sorted(set(s.canary.steps)):
             self.relation(
                 "canary.steps", f"is {list(s.canary.steps)}, must rise from step to step, as [10, 50]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,9 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import record, reproduce, run, trees
+from pipeline.checkpoints import Shelf
 from pipeline.child import result_path
 from pipeline.digest import Digests
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
+from pipeline.keeper import Keeper
 from pipeline.key import LOCK
 from pipeline.keys import APPROVAL_VARIABLE, KEY_VARIABLE, Signer
 from pipeline.record import Record
@@ -25,6 +28,8 @@ from pipeline.stages import Decided, Facts, Outcome, Result, Stage
 from pipeline.store import Store
 
 _DAY_S = 86_400.0
+# A stage that writes a checkpoint when it is stopped; those who take a machine away give 30 to 120 s of notice.
+_CHECKPOINT_GRACE_S = 100.0
 _BUG = 1
 
 
@@ -67,7 +72,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Executor:
-    """Runs stages, given everything that a stage itself must not know."""
+    """Runs stages, given everything that a stage itself must not know.
+
+    `shelf` holds the checkpoints of stages that were not finished; None where none may be kept or taken.
+    """
 
     settings: Settings
     paths: Paths
@@ -75,6 +83,7 @@ class Executor:
     digests: Digests
     signer: Signer
     facts: Facts
+    shelf: Shelf | None = None
 
     def execute(self, work: Work) -> Record:
         """Runs a stage and records it; its outputs lie in build/STAGE and in the store.
@@ -84,37 +93,67 @@ class Executor:
         """
         started, clock = now(), time.monotonic()
         out = self.paths.build / ".work" / work.stage.name
-        result, reproducible = self._settled(work, out)
+        lasting = self.paths.state / "work" / f"{work.stage.name}-{work.key[:16]}"
+        result, reproducible = self._settled(work, out, lasting)
         outputs = self._keep(work.stage, out, result)
         made = self.record(work, result, outputs, started, time.monotonic() - clock, reproducible)
+        if result.outcome != Outcome.NO_DATA:
+            self._forget(work, lasting)
         place = self.paths.build / work.stage.name
         shutil.rmtree(place, ignore_errors=True)
         out.replace(place)
         return made
 
-    def _settled(self, work: Work, out: Path) -> tuple[Result, str]:
+    def _settled(self, work: Work, out: Path, lasting: Path) -> tuple[Result, str]:
         """The stage's result, and how well it was reproduced ("" where it was executed once).
 
-        What outlasts a kill lies in `.tidegate/work` by key, for each execution its own. It goes once there is a
-        verdict: checkpoints of two executions that differ would make them differ for ever.
+        What outlasts a kill lies in `.tidegate/work` by key, for each execution its own; the first one's in the store,
+        too.
         """
-        lasting = self.paths.state / "work" / f"{work.stage.name}-{work.key[:16]}"
-        again = lasting.with_name(f"{lasting.name}-again")
-        result, reached = self.call(work, out, lasting), ""
-        if result.outcome != Outcome.PASSED:
-            return result, reached
         own = getattr(self.settings, work.stage.name, None)
-        if getattr(own, "executions", 1) > 1:
-            result, reached = self._again(work, out, result, again)
-        for folder in (lasting, again):
-            shutil.rmtree(folder, ignore_errors=True)
+        twice = getattr(own, "executions", 1) > 1
+        result, reached = self._resuming(work, out, lasting, twice), ""
+        if result.outcome == Outcome.PASSED and twice:
+            result, reached = self._again(work, out, result, _second(lasting))
         return result, reached
+
+    def _resuming(self, work: Work, out: Path, lasting: Path, twice: bool) -> Result:
+        """Runs a stage; one that resumes from the newest checkpoint in the store, where it leaves its own."""
+        if self.shelf is None or not work.stage.resumes:
+            return self.call(work, out, lasting)
+        refused = self.shelf.bring(work.stage.name, work.key, lasting)
+        for text in refused:
+            print(f"  ! {text}", file=sys.stderr, flush=True)
+        keeper, more = Keeper(self.shelf, work.stage.name, work.key, lasting), True
+        keeper.start()
+        try:
+            result = self.call(work, out, lasting)
+            more = result.outcome != Outcome.PASSED or twice
+        finally:
+            keeper.close(last=more)
+        return dataclasses.replace(result, warnings=(*result.warnings, *refused, *keeper.warnings))
+
+    def _forget(self, work: Work, lasting: Path) -> None:
+        """Removes what a finished stage would go on from: checkpoints of two executions that differ would make them
+        differ for ever. Not before its outputs are in the store."""
+        for folder in (lasting, _second(lasting)):
+            shutil.rmtree(folder, ignore_errors=True)
+        if self.shelf and work.stage.resumes:
+            try:
+                self.shelf.clear(work.stage.name, work.key)
+            except TidegateError as error:
+                text = (
+                    f"! checkpoints of {work.stage.name} stay in the store until `gc` removes them: {error}"
+                )
+                print(f"  {text}", file=sys.stderr, flush=True)
 
     def _again(self, work: Work, out: Path, first: Result, lasting: Path) -> tuple[Result, str]:
         """Executes a stage that passed a second time: what both come to, and the class of reproducibility reached."""
         print("  once more, to see whether it gives the same:", file=sys.stderr, flush=True)
         other = out.with_name(f"{out.name}-again")
         second = self.call(work, other, lasting)
+        if second.outcome == Outcome.NO_DATA:  # it was not finished, which tells nothing of the first
+            return second, ""
         alike = reproduce.compare(work.stage, out, other)
         shutil.rmtree(other, ignore_errors=True)
         tolerance = getattr(self.settings, work.stage.name).tolerance
@@ -132,13 +171,18 @@ class Executor:
         result_path(task_path).unlink(missing_ok=True)
         task_path.write_text(json.dumps(self._task(work, out, lasting)))
         own = getattr(self.settings, work.stage.name, None)
-        status = run.attend(
-            [sys.executable, "-m", "pipeline.child", str(task_path)],
-            timeout_s=getattr(own, "timeout_s", _DAY_S),
-            cwd=self.paths.root,
-            # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
-            env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
-        )
+        try:
+            status = run.attend(
+                [sys.executable, "-m", "pipeline.child", str(task_path)],
+                timeout_s=getattr(own, "timeout_s", _DAY_S),
+                cwd=self.paths.root,
+                # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
+                env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
+                grace_s=_CHECKPOINT_GRACE_S if work.stage.resumes else None,
+            )
+        except (KeyboardInterrupt, ProgramFailed):  # stopped, or out of time
+            _tell_last_words(task_path)
+            raise
         return _answer(work.stage, status, task_path)
 
     def _task(self, work: Work, out: Path, lasting: Path) -> dict:
@@ -198,6 +242,11 @@ class Executor:
         return dataclasses.replace(made, sha256=self.store.add_record(made.stage, made.key, name, envelope))
 
 
+def _second(lasting: Path) -> Path:
+    """The lasting folder of a second execution."""
+    return lasting.with_name(f"{lasting.name}-again")
+
+
 def now() -> str:
     """This moment in UTC, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -227,6 +276,12 @@ def _answer(stage: Stage, status: int, task_path: Path) -> Result:
         "warnings": tuple(result["warnings"]),
     }
     return Result(**{**result, **changed})
+
+
+def _tell_last_words(task_path: Path) -> None:
+    """Shows what a stage said that was stopped, if it said anything: how far it got, and how it goes on."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        print(f"  {json.loads(result_path(task_path).read_bytes())['text']}", file=sys.stderr, flush=True)
 
 
 def _silent(stage: Stage, status: int) -> TidegateError:

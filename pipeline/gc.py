@@ -6,6 +6,7 @@ Kept are
 - with the outputs of all records behind them: the newest entries of each channel (`retention.versions`), the one that a
   rollback goes back to, the champion, what was recorded lately (`retention.days`), and each stage's newest record, so
   that where nothing changed nothing runs again;
+- the checkpoints of what was not finished, for `retention.checkpoint_days` after the newest of them;
 - whatever is younger than an hour (GRACE_S): a run uploads blobs first and names them in a record last; and for a week
   what a killed upload left (UNFINISHED_S), since its next run goes on from there.
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -37,7 +39,7 @@ from pipeline.errors import GateRefused, IntegrityError, SettingsError
 from pipeline.record import Record
 from pipeline.runner import Runner, alone, deployment_lock
 from pipeline.settings import Retention
-from pipeline.stages import FOLLOW_UP
+from pipeline.stages import FOLLOW_UP, Outcome
 from pipeline.store import Channel, Entry, Store, blob
 
 GRACE_S = 3600.0
@@ -54,21 +56,22 @@ _DOCUMENTS = ("approve/approval", "publish/published")
 
 @dataclass(frozen=True)
 class Waste:
-    """What nothing needs: names of records, blobs (records, trees, files), logs. `of` is how many blobs there are."""
+    """What nothing needs: names of records, blobs (records, trees, files), logs, checkpoints. `of` counts all blobs."""
 
     records: tuple[Item, ...]
     blobs: tuple[Item, ...]
     logs: tuple[Item, ...]
     of: int
+    checkpoints: tuple[Item, ...] = ()
 
     @property
     def size_bytes(self) -> int:
-        return sum(item.size for item in (*self.blobs, *self.logs))
+        return sum(item.size for item in (*self.blobs, *self.logs, *self.checkpoints))
 
     def __str__(self) -> str:
         return (
-            f"{len(self.records):,} records, {len(self.blobs):,} of {self.of:,} blobs and {len(self.logs):,} logs, "
-            f"{self.size_bytes:,} bytes"
+            f"{len(self.records):,} records, {len(self.blobs):,} of {self.of:,} blobs, {len(self.logs):,} logs and "
+            f"{len(self.checkpoints):,} files of checkpoints, {self.size_bytes:,} bytes"
         )
 
 
@@ -105,6 +108,7 @@ class Sweep:
         self._unfinished = now - UNFINISHED_S
         self._grace = now - GRACE_S
         self._since = now - max(retention.days * _DAY_S, GRACE_S)
+        self._resumable_since = now - max(retention.checkpoint_days * _DAY_S, GRACE_S)
         self._kept = _Kept(store, retention.versions, self._since, lost)
 
     def find(self) -> Waste:
@@ -116,6 +120,7 @@ class Sweep:
             tuple(item for item in blobs if self._may_go(item, _name(item.path))),
             tuple(item for item in self._bucket.items("logs/") if item.modified < self._since),
             len(blobs),
+            tuple(self._checkpoints()),
         )
 
     def remove(self, found: Waste) -> Waste:
@@ -125,7 +130,17 @@ class Sweep:
         still = tuple(item for item in found.blobs if self._may_go(item, _name(item.path)))
         self._delete(still)
         self._delete(found.logs)
+        self._delete(found.checkpoints)
         return dataclasses.replace(found, blobs=still)
+
+    def _checkpoints(self) -> Iterator[Item]:
+        """Those of a stage and key that passed, or that nobody has gone on from for long."""
+        for name, items in itertools.groupby(self._bucket.items("checkpoints/"), _stage_and_key):
+            group = list(items)
+            newest = max(item.modified for item in group)
+            finished = newest < self._grace and self._kept.passed(*name)
+            if finished or newest < self._resumable_since:
+                yield from group
 
     def end_unfinished(self) -> int:
         """Removes what killed uploads left a week ago or earlier; how many."""
@@ -166,6 +181,15 @@ class _Kept:
             whole |= {entry.evidence for entry in in_use(channel, entries, self._versions)}
         self._follow(whole, self._whole, whole=True)
         self._follow(proof, self._proof, whole=False)
+
+    def passed(self, stage: str, key: str) -> bool:
+        """Whether a record says that this stage passed with this key, whoever signed it."""
+        there = (
+            sha256
+            for sha256 in self._store.records(stage, key)
+            if sha256 not in self._lost and self._store.bucket.size(blob(sha256)) is not None
+        )
+        return any(self._record(sha256).outcome == Outcome.PASSED for sha256 in there)
 
     def _names(self) -> dict[str, set[str]]:
         """Lists the names of records; the sha256 of those of each stage."""
@@ -273,6 +297,12 @@ def _each(work: Callable, items: Sequence) -> Iterator:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for start in range(0, len(items), _SLICE):
             yield from pool.map(work, items[start : start + _SLICE])
+
+
+def _stage_and_key(item: Item) -> tuple[str, str]:
+    """Of which stage and key a checkpoint is (pipeline/checkpoints.py)."""
+    _, stage, key, *_ = [*item.path.split("/"), "", ""]
+    return stage, key
 
 
 def _name(path: str) -> str:

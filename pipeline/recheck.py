@@ -149,6 +149,10 @@ def _again(runner: Runner, plan: Plan) -> Rechecked:
     work = Work(stage, plan.key, plan.parts, runner.input_folders(stage), made.needs)
     executor = dataclasses.replace(runner.executor, facts=facts)
     result = executor.call(work, folder / "now", folder / "work")
+    if stage.resumes and result.outcome == Outcome.NO_DATA:
+        raise NoData(
+            f"{stage.name} was not executed to its end, which tells nothing of its record: {result.sentence}"
+        )
     return Rechecked(
         plan, result, reproduce.compare(stage, folder / "recorded", folder / "now"), folder / "now"
     )

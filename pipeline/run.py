@@ -92,12 +92,13 @@ def attend(
     timeout_s: float,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
+    grace_s: float | None = None,
 ) -> int:
     """Runs a program whose output belongs on this terminal; returns its exit status.
 
     The program gets a process group of its own, so that Ctrl-C reaches it once, from
-    here, and nothing that it started is left behind. stdout is sent to stderr: it is
-    the story, not the result.
+    here, and nothing that it started is left behind: it has `grace_s` seconds (5) to
+    end after SIGTERM. stdout is sent to stderr: it is the story, not the result.
     """
     child = _spawn([find(argv[0]), *argv[1:]], cwd, env, stdin=subprocess.DEVNULL, pipes=False)
     try:
@@ -107,7 +108,7 @@ def attend(
             f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped."
         ) from None
     finally:
-        stop(child)
+        stop(child, grace_s)
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,10 @@ def show(argv: Sequence[str]) -> None:
     print(f"  $ {shlex.join([Path(argv[0]).name, *map(str, argv[1:])])}", file=sys.stderr, flush=True)
 
 
-def stop(child: subprocess.Popen) -> None:
+def stop(child: subprocess.Popen, grace_s: float | None = None) -> None:
     """Ends a child and all that it started: SIGTERM first, SIGKILL after a grace."""
-    for sign, patience_s in ((signal.SIGTERM, _QUIT_GRACE_S), (signal.SIGKILL, _QUIT_GRACE_S)):
+    grace_s = _QUIT_GRACE_S if grace_s is None else grace_s
+    for sign, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _QUIT_GRACE_S)):
         try:
             os.killpg(child.pid, sign)
         except ProcessLookupError:

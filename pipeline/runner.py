@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import attachments, ci, config, digest, key, pins, record, trees
+from pipeline.checkpoints import Shelf
 from pipeline.child import function
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, ProgramFailed, TidegateError
@@ -146,7 +147,10 @@ class Runner:
 
     @cached_property
     def executor(self) -> Executor:
-        return Executor(self.settings, self.paths, self.store, self.digests, self.signer, self.facts)
+        shelf = None
+        if self.must_sign:  # whose checkpoints would count nowhere keeps none, and takes none
+            shelf = Shelf(self.store.bucket, self.signer, self.trust, self.policy.signers, now)
+        return Executor(self.settings, self.paths, self.store, self.digests, self.signer, self.facts, shelf)
 
     def walk(self, names: Iterable[str]) -> None:
         """Runs the named stages in the table's order; stops at the first that does not pass."""

@@ -27,6 +27,7 @@ def option(**limits: Any) -> Any:
     """A setting and its limits: `low`, `high` (inclusive), `choices`, `pattern` (of the whole) and what it `says`.
 
     For a bound: `only` this one of the two. For a mapping: the `names` that it may have, each `called` so.
+    `keyed=False` is for what changes no result, and so is in no stage's key.
     """
     return field(metadata=limits)
 
@@ -76,6 +77,19 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a training may cost, in any currency."""
+
+    per_hour: float = option(low=0.0, high=1e6)
+    at_most: float = option(low=0.0, high=1e9)
+
+    @property
+    def seconds(self) -> float:
+        """How long a training may take for that; inf where it costs nothing."""
+        return self.at_most / self.per_hour * 3600 if self.per_hour else float("inf")
+
+
+@dataclass(frozen=True)
 class Train:
     """How the model is fitted."""
 
@@ -90,7 +104,9 @@ class Train:
     tolerance: float = option(low=0.0, high=1.0)
     gpus_at_least: int = option(low=1, high=64)
     gpu_memory_mib_at_least: int = option(low=0, high=10_000_000)
-    timeout_s: float = option(low=1, high=30 * 86_400)
+    checkpoint_every_s: float = option(low=1, high=86_400, keyed=False)
+    cost: Cost = option(keyed=False)
+    timeout_s: float = option(low=1, high=30 * 86_400, keyed=False)
 
 
 @dataclass(frozen=True)
@@ -208,6 +224,7 @@ class Retention:
 
     versions: int = option(low=1, high=100_000)
     days: float = option(low=1, high=36_500)
+    checkpoint_days: float = option(low=1, high=36_500)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import offers
 from pipeline.settings import Bound, Settings
 
 
@@ -106,6 +107,14 @@ class Context:
         """Tells the person who watches how the work goes (stderr)."""
         print(f"  {text}", file=sys.stderr, flush=True)
 
+    def checkpoint(self, files: Iterable[Path], step: int, epoch: int, seconds: float) -> None:
+        """Offers files below `work` as the newest checkpoint, after so many steps and epochs, and seconds in all.
+
+        With `Stage.resumes` the runner puts it into the store in the background; where this stage was not finished,
+        `work` begins as the newest one. Raises OSError where the disk will not have it; `work` is still whole then.
+        """
+        offers.offer(self.work, files, offers.Progress(step, epoch, seconds))
+
 
 CHAMPION = "?champion/savedmodel"
 """Read by stages that compare with what production serves; absent while nothing was ever promoted."""
@@ -127,7 +136,8 @@ class Stage:
     folders of such an output that says how far apart their numbers are (inf: it cannot be said).
     `alive` is the dotted name of a function that says why a passed stage no longer holds (None: it does),
     for stages whose result is a running server. `attaches` names the stages whose records are attached to the image
-    in the registry once this one passed. `channel` is what it feeds once it passed; `deploys` says
+    in the registry once this one passed. `resumes` says that it offers checkpoints, which outlast this machine, and
+    that it may take a while to write one when it is stopped. `channel` is what it feeds once it passed; `deploys` says
     that it starts or switches versions. The rest is for CI: who may run it, and where.
     """
 
@@ -151,6 +161,7 @@ class Stage:
     channel: str = ""
     deploys: bool = False
     attaches: tuple[str, ...] = ()
+    resumes: bool = False
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -217,6 +228,7 @@ STAGES: tuple[Stage, ...] = (
         hardware=True,
         protected=True,
         runner="gpu",
+        resumes=True,
     ),
     Stage(
         "evaluate",

@@ -76,22 +76,17 @@ class Trust:
 
     def judge(self, signed: Signed) -> Signed:
         """A signature that holds, if it also counts: its key valid at its time, its time not in the future."""
-        made, key = signed.record, signed.key
-        named = _named(made)
-        if key.revoked:
-            raise IntegrityError(
-                f"{named} is signed by {key.name}, whose key is revoked in {FOLDER}/roles.yaml"
-            )
-        if key.until and made.finished[:10] > key.until:
-            raise IntegrityError(
-                f"{named} is signed by {key.name} at {made.finished}, and its key expired with {key.until} "
-                f"({FOLDER}/roles.yaml)"
-            )
-        if datetime.fromisoformat(made.finished) > datetime.now(UTC) + _SKEW:
-            raise IntegrityError(
-                f"{named} says that it was made at {made.finished}, which is in the future: a clock is wrong"
-            )
+        _refuse_untimely(signed.key, _named(signed.record), signed.record.finished)
         return signed
+
+    def signer_of(self, envelope: bytes, named: str, at: str) -> TrustedKey:
+        """The trusted key that signed an envelope that says it was made at a time; not only of a record.
+
+        Raises IntegrityError, calling it `named`, as `verify` does.
+        """
+        key = self._signer_of(envelope, named)
+        _refuse_untimely(key, named, at)
+        return key
 
     def remembered(self, envelope_sha256: str, fetch: Callable[[], bytes], remember: Callable) -> Signed:
         """As `verify`, with the costly part, the signature, remembered by what was verified and what was trusted."""
@@ -169,6 +164,24 @@ _OWN_KEY = TrustedKey(name=OWN, file="", roles=ROLES)
 
 def _named(made: Record) -> str:
     return f"the record of {made.stage} ({made.sha256[:12]})"
+
+
+def _refuse_untimely(key: TrustedKey, named: str, at: str) -> None:
+    """Raises IntegrityError for a key that is revoked, or was not valid at that time, and for a time to come."""
+    if key.revoked:
+        raise IntegrityError(f"{named} is signed by {key.name}, whose key is revoked in {FOLDER}/roles.yaml")
+    if key.until and at[:10] > key.until:
+        raise IntegrityError(
+            f"{named} is signed by {key.name} at {at}, and its key expired with {key.until} ({FOLDER}/roles.yaml)"
+        )
+    try:
+        to_come = datetime.fromisoformat(at) > datetime.now(UTC) + _SKEW
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{named} says no time that can be read: {at!r}") from error
+    if to_come:
+        raise IntegrityError(
+            f"{named} says that it was made at {at}, which is in the future: a clock is wrong"
+        )
 
 
 def _refuse_twins(root: Path, keys: tuple[TrustedKey, ...]) -> None:

@@ -134,7 +134,8 @@ def gitlab_faults(file: dict) -> Iterator[str]:
             yield f"{name}: may fail or be stopped in silence"
         if job["stage"] in BY_NAME and any(rule.get("allow_failure") for rule in job["rules"]):
             yield f"{name}: may fail in silence"
-        if job["retry"] and job["retry"]["when"] != ["runner_system_failure"]:
+        lost = ["runner_system_failure", *(["stuck_or_timeout_failure"] if name == "train" else [])]
+        if job["retry"] and job["retry"]["when"] != lost:
             yield f"{name}: would be tried again after a refusal"
     if jobs["rollback"]["retry"] != 0:
         yield "a second rollback goes back one version more"

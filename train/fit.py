@@ -1,8 +1,10 @@
 """The train stage: fit the model under MirroredStrategy, on all GPUs or on logical CPU devices."""
 
+import dataclasses
 import json
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ import numpy as np
 from pipeline.errors import GateRefused, ProgramFailed, SettingsError
 from pipeline.stages import Context, Decided, Outcome, Result
 from train import accelerators, data, runtime, weights
-from train.checkpoints import Checkpoints
+from train.checkpoints import Checkpoints, State
 from train.logs import Log
-from train.loop import Plan, Trainer
+from train.loop import Part, Plan, Trainer
+from train.pauses import Pause, Pauses, noticed
 
 _WORD_EVERY_S = 10.0
 
@@ -22,10 +25,13 @@ def train(context: Context) -> Result:
 
     Writes `model/` (architecture.json and weights.npz; the same inputs on the same kind of
     accelerator give the same bytes) and `log/` (TensorBoard events, curves.csv, accelerator.json; these
-    hold times and so differ from run to run). After each epoch a checkpoint goes to
-    `work`; a training that was killed goes on from it, to the same bytes. Raises ProgramFailed
-    (accelerator, memory, disk), SettingsError, GateRefused (the loss is not a number).
+    hold times and so differ from run to run). After each epoch, and every `checkpoint_every_s` within one, a
+    checkpoint goes to `work` and is offered to the runner; a training that was stopped goes on from it, to the same
+    bytes. One that has cost what it may ends with no data, at a checkpoint. Raises ProgramFailed
+    (accelerator, memory, disk; told to stop by SIGTERM, at a checkpoint), SettingsError, GateRefused (the loss is not
+    a number).
     """
+    began = time.monotonic()
     settings = context.settings.train
     asked = accelerators.Asked(settings.accelerator, settings.gpus_at_least, settings.gpu_memory_mib_at_least)
     choice, seen, strategy, proof = accelerators.take(asked, settings.replicas)
@@ -38,35 +44,92 @@ def train(context: Context) -> Result:
     (context.out / "log").mkdir()
     report = json.dumps(accelerators.report(choice, seen, proof), indent=2)
     (context.out / "log" / "accelerator.json").write_text(report + "\n")
-    trainer, history, resumed = _fit(context, strategy)
-    _refuse_broken(trainer.model)
-    weights.save(trainer.model, context.out / "model")
-    return _result(trainer, history, resumed, choice)
+    attempt = _fit(context, strategy, began)
+    if attempt.left:
+        return _stopped(attempt, choice)
+    _refuse_broken(attempt.trainer.model)
+    weights.save(attempt.trainer.model, context.out / "model")
+    return _result(attempt, choice)
 
 
-def _fit(context: Context, strategy: Any) -> tuple[Trainer, list[dict], int]:
-    """The trained model, its history (one point per epoch), and how many epochs a run before had done."""
+@dataclass
+class _Attempt:
+    """A training as it goes. `state` is what its newest checkpoint holds, `resumed` what it began with."""
+
+    context: Context
+    trainer: Trainer
+    checkpoints: Checkpoints
+    pauses: Pauses
+    state: State
+    resumed: State
+    steps: int
+    unoffered: bool = False
+
+    @property
+    def left(self) -> int:
+        """How many epochs are not done."""
+        return self.context.settings.train.epochs - len(self.state.history)
+
+    @property
+    def cost(self) -> float:
+        """What it has cost so far, over all attempts."""
+        return self.pauses.spent_s / 3600 * self.context.settings.train.cost.per_hour
+
+    def reach(self, history: list[dict], part: Part) -> None:
+        """Writes down how far it is, in a checkpoint, and offers that to the runner.
+
+        A disk that will not have the checkpoint stops the training; one that will not have the offer is told of once.
+        """
+        self.state = State(history, part, round(self.pauses.spent_s, 3))
+        step = len(history) * self.steps + part.steps
+        with self.pauses.saving():
+            files = self.checkpoints.save(self.state, step)
+            try:
+                self.context.checkpoint(files, step, len(history), self.state.seconds)
+            except OSError as error:
+                if not self.unoffered:
+                    self.context.say(f"! checkpoints stay on this machine alone: {error}")
+                self.unoffered = True
+
+
+def _fit(context: Context, strategy: Any, began: float) -> _Attempt:
+    """Trains to the end, or to where it must stop."""
     settings = context.settings.train
     features, labels = data.load(context.inputs["data/rows"], "train")
-    trainer, checkpoints, history = _begin(context, strategy)
-    resumed = len(history)
-    progress = _Progress(context, len(labels), resumed)
-    log = Log(context.out / "log", history)
-    for epoch in range(resumed + 1, settings.epochs + 1):
-        loss, accuracy = _epoch(trainer, epoch, features, labels, progress)
-        history.append(progress.point(epoch, loss, accuracy))
+    trainer, checkpoints, state = _begin(context, strategy)
+    steps = -(-len(labels) // settings.global_batch)
+    with noticed() as told:
+        pauses = Pauses(settings, told, began, state.seconds)
+        attempt = _Attempt(context, trainer, checkpoints, pauses, state, state, steps)
+        progress = _Progress(context, len(labels), len(state.history) + state.part.steps / steps)
+        log = Log(context.out / "log", state.history)
+        pauses.look()
+        while attempt.left and not pauses.ends:
+            _go_on(attempt, features, labels, progress, log)
+        log.close()
+    return attempt
+
+
+def _go_on(
+    attempt: _Attempt, features: np.ndarray, labels: np.ndarray, progress: "_Progress", log: Log
+) -> None:
+    """One epoch, or what is left of it, or a part of that where the training pauses; then a checkpoint."""
+    history, done, clock = attempt.state.history, attempt.state.part, time.monotonic()
+    part = _epoch(attempt, len(history) + 1, features, labels, progress)
+    part = dataclasses.replace(part, seconds=round(done.seconds + time.monotonic() - clock, 3))
+    if part.whole:
+        history, part = [*history, progress.point(len(history) + 1, part)], Part()
         log.add(history)
-        checkpoints.save(history)
-    log.close()
-    return trainer, history, resumed
+    attempt.reach(history, part)
 
 
 def _epoch(
-    trainer: Trainer, number: int, features: np.ndarray, labels: np.ndarray, progress: Any
-) -> tuple[float, float]:
+    attempt: _Attempt, number: int, features: np.ndarray, labels: np.ndarray, progress: "_Progress"
+) -> Part:
     tf = runtime.tensorflow()
+    done, pause = attempt.state.part, attempt.pauses.look
     try:
-        return trainer.epoch(number, features, labels, progress.look)
+        return attempt.trainer.epoch(number, features, labels, progress.look, done, pause)
     except tf.errors.ResourceExhaustedError as error:
         raise ProgramFailed(
             f"the memory of the accelerator was not enough in epoch {number}: {error.message.splitlines()[0]}. "
@@ -79,7 +142,7 @@ def _epoch(
         ) from error
 
 
-def _begin(context: Context, strategy: Any) -> tuple[Trainer, Checkpoints, list[dict]]:
+def _begin(context: Context, strategy: Any) -> tuple[Trainer, Checkpoints, State]:
     """A trainer as the last checkpoint left it, or a new one."""
     settings = context.settings
     plan = Plan(
@@ -93,26 +156,26 @@ def _begin(context: Context, strategy: Any) -> tuple[Trainer, Checkpoints, list[
     folder = context.work / "checkpoints"
     trainer = Trainer(strategy, plan)
     checkpoints = Checkpoints(folder, trainer.variables())
-    history = checkpoints.restore(context.say)
-    if history is None:
+    state = checkpoints.restore(context.say)
+    if state is None:
         context.say("no checkpoint is readable: training starts over")
         checkpoints.discard()
         trainer = Trainer(strategy, plan)
-        checkpoints, history = Checkpoints(folder, trainer.variables()), []
-    elif history:
-        context.say(f"going on after epoch {len(history)} of {settings.train.epochs}")
-    return trainer, checkpoints, history
+        checkpoints, state = Checkpoints(folder, trainer.variables()), State()
+    elif state.seconds:
+        context.say(f"going on {state.where}; {settings.train.epochs} epochs in all")
+    return trainer, checkpoints, state
 
 
 class _Progress:
     """Tells how the training goes."""
 
-    def __init__(self, context: Context, rows: int, done: int):
+    def __init__(self, context: Context, rows: int, done: float):
         self._context = context
         self._rows = rows
         self._done_before = done
-        self._epoch = done + 1
-        self._begun = self._epoch_begun = self._told = time.monotonic()
+        self._epoch = int(done) + 1
+        self._begun = self._told = time.monotonic()
 
     def look(self, step: int, steps: int) -> None:
         """Between steps of a long epoch: a word now and then."""
@@ -122,11 +185,11 @@ class _Progress:
             epochs = self._context.settings.train.epochs
             self._context.say(f"epoch {self._epoch}/{epochs}  step {step}/{steps}  {self._eta(step / steps)}")
 
-    def point(self, epoch: int, loss: float, accuracy: float) -> dict:
+    def point(self, epoch: int, whole: Part) -> dict:
         """One point of the history, told."""
-        now = time.monotonic()
-        seconds, self._epoch_begun, self._told = now - self._epoch_begun, now, now
-        rate = self._rows / seconds
+        loss, accuracy = whole.loss / self._rows, whole.correct / self._rows
+        self._told = time.monotonic()
+        rate = self._rows / max(whole.seconds, 1e-3)
         total = self._context.settings.train.epochs
         self._epoch = epoch + 1
         self._context.say(
@@ -137,7 +200,7 @@ class _Progress:
             "epoch": epoch,
             "loss": loss,
             "accuracy": accuracy,
-            "seconds": round(seconds, 3),
+            "seconds": whole.seconds,
             "rows_per_s": round(rate),
             "wall_time": time.time(),
         }
@@ -159,12 +222,34 @@ def _refuse_broken(model: Any) -> None:
         )
 
 
-def _result(trainer: Trainer, history: list[dict], resumed: int, choice: Any) -> Result:
+def _stopped(attempt: _Attempt, choice: Any) -> Result:
+    """What an unfinished training comes to: no data where it has cost what it may. Raises ProgramFailed otherwise."""
+    cost, state, spent_s = attempt.context.settings.train.cost, attempt.state, attempt.pauses.spent_s
+    where = f"{state.where}, of {attempt.context.settings.train.epochs} epochs in all"
+    if attempt.pauses.found == Pause.TOLD:
+        raise ProgramFailed(
+            f"training was told to stop (SIGTERM) {where}, after {spent_s:,.0f} s of work. Its checkpoint is written: "
+            "run it again, here or on another runner with the same store, and it goes on from there."
+        )
+    return Result(
+        Outcome.NO_DATA,
+        f"training stopped {where}: {spent_s:,.1f} s at {cost.per_hour:g} an hour have cost {attempt.cost:.4g}, and "
+        f"train.cost.at_most is {cost.at_most:g}. Its checkpoint is kept. Raise train.cost.at_most "
+        "(TIDEGATE_TRAIN_AT_MOST), and the next run goes on from there.",
+        numbers={"epochs": len(state.history), "seconds": round(spent_s, 3), "cost": attempt.cost},
+        decided=Decided("cost", round(attempt.cost, 6)),
+        warnings=choice.warnings,
+    )
+
+
+def _result(attempt: _Attempt, choice: Any) -> Result:
+    trainer, history = attempt.trainer, attempt.state.history
     last = history[-1]
     seconds = sum(point["seconds"] for point in history)
     replicas = trainer.strategy.num_replicas_in_sync
     where = f"{replicas} {choice.kind.upper()} replica{'s' if replicas > 1 else ''}"
-    again = f", going on after epoch {resumed}" if resumed else ""
+    again = f", going on {attempt.resumed.where}" if attempt.resumed.seconds else ""
+    priced = {"cost": attempt.cost} if attempt.context.settings.train.cost.per_hour else {}
     return Result(
         Outcome.PASSED,
         f"{len(history)} epochs on {where} in {seconds:.1f} s{again}: loss {last['loss']:.4f}, "
@@ -178,6 +263,7 @@ def _result(trainer: Trainer, history: list[dict], resumed: int, choice: Any) ->
             "replicas": replicas,
             "gpus": replicas if choice.kind == "gpu" else 0,
             "parameters": sum(math.prod(w.shape) for w in trainer.model.weights),
+            **priced,
         },
         decided=Decided("train accuracy", round(last["accuracy"], 4)),
         warnings=choice.warnings,

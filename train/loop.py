@@ -1,6 +1,6 @@
 """The training loop: the same rows in the same order through the same sums, so that the same weights come out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +34,36 @@ class Batch:
     weights: np.ndarray
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of an epoch: its first `steps` of `of` steps.
+
+    `loss` is the sum of the rows' losses, `correct` how many were right; `seeds` are the states of the generators of
+    dropout after it, by generator and replica; `seconds` is how long it took. All are plain numbers, kept as JSON.
+    """
+
+    steps: int = 0
+    of: int = 0
+    loss: float = 0.0
+    correct: float = 0.0
+    seeds: Sequence = ()
+    seconds: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the epoch."""
+        return 0 < self.steps == self.of
+
+
 def batches(
-    features: np.ndarray, labels: np.ndarray, global_batch: int, seed: int, epoch: int
+    features: np.ndarray, labels: np.ndarray, global_batch: int, seed: int, epoch: int, skip: int = 0
 ) -> Iterator[Batch]:
-    """All rows once, in an order that `seed` and `epoch` alone decide.
+    """All rows once, in an order that `seed` and `epoch` alone decide; without the first `skip` batches.
 
     The last batch is filled up with rows that weigh nothing, so that every replica has as many.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(labels))
-    for start in range(0, len(order), global_batch):
+    for start in range(skip * global_batch, len(order), global_batch):
         rows = order[start : start + global_batch]
         weights = np.zeros(global_batch, np.float32)
         weights[: len(rows)] = 1 / len(rows)
@@ -63,32 +84,43 @@ class Trainer:
         self._step = runtime.tensorflow().function(self._one_step)
 
     def epoch(
-        self, number: int, features: np.ndarray, labels: np.ndarray, look: Callable[[int, int], None]
-    ) -> tuple[float, float]:
-        """Goes once over all rows; `number` counts from 1. Returns mean loss and accuracy as they were on the way.
+        self,
+        number: int,
+        features: np.ndarray,
+        labels: np.ndarray,
+        look: Callable[[int, int], None],
+        done: Part = Part(),
+        pause: Callable[[], bool] = lambda: False,
+    ) -> Part:
+        """Goes once over all rows, after the part that is `done`; `number` counts from 1. Returns what is done then.
 
-        `look(step, steps)` is called every few steps. Raises GateRefused when the loss or a gradient is not a
-        number any more: some processors' relu and clip turn NaN into a number, so the loss alone may hide it.
+        That is less than all where `pause()`, asked after each step, says so. `look(step, steps)` is called every few
+        steps. Raises GateRefused when the loss or a gradient is not a number any more: some processors' relu and clip
+        turn NaN into a number, so the loss alone may hide it.
         """
-        self._reseed(number)
+        self._reseed(number, done.seeds)
         steps = -(-len(labels) // self.plan.global_batch)
-        waiting, losses, correct = [], [], 0.0
-        sizes = []
-        for step, batch in enumerate(
-            batches(features, labels, self.plan.global_batch, self.plan.seed, number), start=1
-        ):
-            waiting.append(
-                self._step(*(self._spread(part) for part in (batch.features, batch.labels, batch.weights)))
-            )
-            sizes.append(np.count_nonzero(batch.weights))
-            if len(waiting) == LOOK_STEPS or step == steps:
+        waiting, loss, correct, step, paused = [], done.loss, done.correct, done.steps, False
+        rest = batches(features, labels, self.plan.global_batch, self.plan.seed, number, skip=done.steps)
+        for step, batch in enumerate(rest, start=done.steps + 1):
+            sums = self._step(*(self._spread(part) for part in (batch.features, batch.labels, batch.weights)))
+            waiting.append((*sums, np.count_nonzero(batch.weights)))
+            paused = pause()
+            if paused or len(waiting) == LOOK_STEPS or step == steps:
                 seen = np.array([[float(value) for value in sums] for sums in waiting])
                 _refuse_nan(seen[:, 0], seen[:, 2], number, step - len(waiting), steps)
-                losses += seen[:, 0].tolist()
-                correct += seen[:, 1].sum()
+                for (
+                    mean,
+                    right,
+                    _,
+                    size,
+                ) in seen.tolist():  # one by one: the sums are the same wherever it paused
+                    loss, correct = loss + mean * size, correct + right
                 waiting.clear()
                 look(step, steps)
-        return float(np.average(losses, weights=sizes)), correct / len(labels)
+            if paused:
+                break
+        return Part(step, steps, loss, correct, self._seeds())
 
     def variables(self) -> dict[str, list]:
         """All that an epoch changes and the next one needs."""
@@ -126,13 +158,26 @@ class Trainer:
         correct = tf.reduce_sum(tf.cast(right, tf.float32) * tf.cast(weights > 0, tf.float32))
         return loss, correct, tf.linalg.global_norm(gradients)
 
-    def _reseed(self, epoch: int) -> None:
-        """Dropout in this epoch depends on the seed, the epoch, the layer and the replica; on nothing before it."""
-        for place, generator in enumerate(self._seed_generators()):
-            for replica, state in enumerate(self.strategy.experimental_local_results(generator.state.value)):
-                state.assign(
-                    np.random.SeedSequence([self.plan.seed, epoch, place, replica]).generate_state(2) >> 1
-                )
+    def _reseed(self, epoch: int, seeds: Sequence) -> None:
+        """Dropout in this epoch depends on the seed, the epoch, the layer and the replica; on nothing before it.
+
+        Within an epoch it goes on from `seeds`, as `_seeds` gave them.
+        """
+        for place, states in enumerate(self._seed_states()):
+            for replica, state in enumerate(states):
+                first = np.random.SeedSequence([self.plan.seed, epoch, place, replica]).generate_state(2) >> 1
+                state.assign(np.array(seeds[place][replica], np.uint32) if seeds else first)
+
+    def _seeds(self) -> list[list[list[int]]]:
+        """The states of all generators, by generator and replica."""
+        return [[state.numpy().tolist() for state in states] for states in self._seed_states()]
+
+    def _seed_states(self) -> list:
+        """The variables that hold them."""
+        return [
+            self.strategy.experimental_local_results(generator.state.value)
+            for generator in self._seed_generators()
+        ]
 
     def _seed_generators(self) -> list:
         return [generator for layer in self.model._flatten_layers() for generator in layer._seed_generators]

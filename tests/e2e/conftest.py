@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -72,12 +71,12 @@ class Walk:
         )
         return output
 
-    def kill_when(self, sign: signal.Signals, ready, *arguments: str) -> tuple[int, str]:
+    def kill_when(self, sign: signal.Signals, ready, *arguments: str, **environ: str) -> tuple[int, str]:
         """Starts a command, sends a signal to it once `ready()` holds; returns its exit status and output.
 
         SIGKILL goes to its whole group and to the stage's process, as when a machine loses power.
         """
-        child = self.start(*arguments)
+        child = self.start(*arguments, **environ)
         deadline = time.monotonic() + 300
         while not ready() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -171,7 +170,7 @@ def make_walk(folder: Path, first_port: int) -> Walk:
     (folder / "pipeline.yaml").write_text(text)
     # Of all clones, so that each does not read the types of every package anew.
     (folder / ".tidegate").mkdir()
-    shared = Path(tempfile.gettempdir()) / f"tidegate-tests-{os.getpid()}-types"
+    shared = folder.parent / "types"
     shared.mkdir(exist_ok=True)
     (folder / ".tidegate" / "cache").symlink_to(shared)
     walk = Walk(folder, ports)

@@ -80,7 +80,7 @@ def address():
 
 def sweep(store: Store) -> gc.Sweep:
     """A collection in a hundred days: S3 says itself when an object was written, and is not told otherwise."""
-    return gc.Sweep(store, Retention(versions=1, days=90), time.time() + 100 * DAY_S)
+    return gc.Sweep(store, Retention(versions=1, days=90, checkpoint_days=14), time.time() + 100 * DAY_S)
 
 
 def all_objects(store: Store) -> set[str]:
@@ -109,7 +109,7 @@ def test_the_same_goes_and_the_same_stays_in_s3_as_in_a_folder(walks, address):
 def test_what_is_young_by_the_servers_clock_stays(walks, address):
     made = walks(address)
     before = all_objects(made.store)
-    once = gc.Sweep(made.store, Retention(versions=1, days=1))
+    once = gc.Sweep(made.store, Retention(versions=1, days=1, checkpoint_days=14))
     once.remove(once.find())
     assert all_objects(made.store) == before
 

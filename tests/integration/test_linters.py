@@ -36,7 +36,7 @@ SOUND = {
 FAULTS = {
     "mypy": ("pipeline/a.py", "2 * number", "str(number)", "return-value"),
     "ruff-check": ("pipeline/a.py", '"""A."""\n', '"""A."""\n\nimport os\n', "F401"),
-    "ruff-format": ("pipeline/a.py", "double(number", "double( number", "Would reformat"),
+    "ruff-format": ("pipeline/a.py", "double(number", "double( number", "reformat"),
     "shellcheck": ("scripts/a", '"$1"', "$1", "SC2086"),
     "hadolint": ("docker/Dockerfile", "FROM scratch", "FROM debian", "DL3006"),
     "yamllint": (".gitlab-ci.yml", "[make check]", "[make check]\n  script: []", "key-duplicates"),

@@ -87,6 +87,35 @@ def test_a_process_id_that_was_used_again_is_not_taken_for_the_old_process():
     assert not run.Process(os.getpid(), 1).alive()
 
 
+@pytest.mark.parametrize(("first", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stage_that_is_stopped_may_finish_though_sigterm_comes_again(tmp_path, first, status):
+    saved, ready, waits = tmp_path / "saved", tmp_path / "ready", tmp_path / "waits"
+    trap = (
+        f"trap 'sleep 0.5; echo saved > {saved}; exit 5' TERM; echo > {ready}; while :; do sleep 0.05; done"
+    )
+    script = f"""
+        import subprocess, sys
+        from pathlib import Path
+        from pipeline import __main__ as command, run
+        command.stop_in_good_order()
+        wait = subprocess.Popen.wait
+        def noted_wait(*arguments, **named):
+            Path({str(waits)!r}).touch()
+            return wait(*arguments, **named)
+        subprocess.Popen.wait = noted_wait
+        command.commands.run = lambda *_: run.attend(["sh", "-c", {trap!r}], timeout_s=60, grace_s=50)
+        sys.exit(command.main(["run", "train"]))
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)
+    while not (ready.exists() and waits.exists()):
+        time.sleep(0.02)
+    for sign in (first, signal.SIGTERM, signal.SIGTERM):
+        parent.send_signal(sign)
+        time.sleep(0.05)
+    assert parent.wait(60) == status
+    assert saved.read_text() == "saved\n"
+
+
 def test_ctrl_c_ends_an_attended_program_and_what_it_started(tmp_path):
     pids = tmp_path / "pids"
     script = f"""

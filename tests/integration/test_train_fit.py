@@ -14,6 +14,7 @@ from train.data import data
 from train.fit import train
 
 EPOCHS = 6
+STEPS = 8
 CHANGES = {"train.epochs": EPOCHS, "train.global_batch": 48, "train.accelerator": "cpu"}
 
 
@@ -60,7 +61,7 @@ def test_log_holds_curves_and_events_that_tensorboard_reads(undisturbed):
 
 def test_a_killed_training_goes_on_to_the_same_bytes(rows, undisturbed, tmp_path):
     child = support.start_stage("train.fit.train", tmp_path, inputs={"data/rows": rows}, changes=CHANGES)
-    _wait_for(tmp_path / "work" / "checkpoints" / "ckpt-3.index", child)
+    _wait_for(tmp_path / "work" / "checkpoints" / f"ckpt-{3 * STEPS}.index", child)
     child.send_signal(signal.SIGKILL)
     support.finish_stage(child)
     assert child.returncode == -signal.SIGKILL
@@ -80,7 +81,7 @@ def test_damaged_checkpoints_are_told_and_training_starts_over_to_the_same_bytes
     (tmp_path / "work").mkdir()
     for name, content in support.tree(undisturbed[0] / "work").items():
         path = tmp_path / "work" / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         middle = len(content) // 2
         path.write_bytes(
             content if path.name == "checkpoint" else content[:middle] + b"\x55" * (len(content) - middle)

@@ -140,6 +140,10 @@ GITLAB_CHANGES: dict[str, Change] = {
     "a rollback that is tried again": drop("rollback/retry"),
     "a comment that stops the pipeline": put("comment/rules/0/allow_failure", False),
     "a comment on a protected ref": add("comment/rules", {"if": '$CI_COMMIT_REF_PROTECTED == "true"'}),
+    "a training that is tried again after a refusal": put("train/retry/when", ["always"]),
+    "a deployment that is tried again though it may go on": put(
+        "canary/retry", {"max": 1, "when": ["stuck_or_timeout_failure"]}
+    ),
     "a rollback that waits": add("rollback/needs", {"job": "promote", "artifacts": False}),
     "upkeep beside the walk": put("gc/rules/0/if", '$CI_COMMIT_REF_PROTECTED == "true"'),
     "the walk beside upkeep": put("scan/rules", [{"if": '$CI_COMMIT_REF_PROTECTED == "true"'}]),

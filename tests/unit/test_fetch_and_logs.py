@@ -205,7 +205,9 @@ def test_a_blob_that_is_damaged_or_gone_is_named_and_leaves_no_folder(trained, r
 def test_what_garbage_collection_took_is_explained(trained, runner, tmp_path):
     for version in LOSSES:
         trained.live(version)
-    sweep = gc.Sweep(trained.store, Retention(versions=1, days=1), now=time.time() + 10 * 86_400)
+    sweep = gc.Sweep(
+        trained.store, Retention(versions=1, days=1, checkpoint_days=14), now=time.time() + 10 * 86_400
+    )
     sweep.remove(sweep.find())
     fetch.fetch(runner, "train/log", tmp_path / "v2", "v2")
     with pytest.raises(

@@ -68,7 +68,7 @@ def age(root, days: float) -> None:
 
 
 def sweep(walks, versions=2, days=90, later_days=0.0, lost=()) -> gc.Sweep:
-    return gc.Sweep(walks.store, Retention(versions, days), time.time() + later_days * DAY_S, lost)
+    return gc.Sweep(walks.store, Retention(versions, days, 14), time.time() + later_days * DAY_S, lost)
 
 
 def clean(walks, **options) -> gc.Waste:
@@ -374,7 +374,7 @@ def test_the_command_says_what_it_removed_and_a_dry_run_what_it_would(walks, run
     walks.store.put_bytes(b"left over")
     age(walks.root, 1)
     blobs = sum(path.startswith("blobs/") for path in objects())
-    said = f"0 records, 1 of {blobs} blobs and 0 logs, 9 bytes"
+    said = f"0 records, 1 of {blobs} blobs, 0 logs and 0 files of checkpoints, 9 bytes"
     assert gc.gc(runner, dry_run=True) == f"would remove {said}"
     assert gc.gc(runner, dry_run=False) == f"removed {said}"
     assert gc.gc(runner, dry_run=True).startswith("would remove 0 records, 0 of")

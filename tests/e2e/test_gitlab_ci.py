@@ -161,6 +161,9 @@ def test_a_merge_request_trains_a_small_model_and_sees_no_secret(gitlab):
     gitlab.back()
     assert (done.status, done.passed) == (0, set(SAFE)), done.output
     assert "epoch 2/2" in " ".join(done.output.split())
+    for stage in ("check", "data", "train", "evaluate", "export"):
+        assert f"| ✅ {stage} | passed |" in done.said("comment")
+    assert "TIDEGATE_COMMENT_TOKEN is not set here" in done.said("comment")
     assert "BEGIN PRIVATE KEY" not in done.output
 
 

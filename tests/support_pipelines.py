@@ -38,6 +38,7 @@ _PLACES = {
 }
 TIMEOUT_S = 900
 FIRST_PORT = 20600
+REMOTE = "https://git.example.com/team/digits.git"
 # A smaller training: these tests are about the way, not the model.
 QUICK = {
     "  epochs: 30": "  epochs: 12",
@@ -541,6 +542,6 @@ class GitHub(Host):
 def clone(pushed: Path, folder: Path) -> Path:
     """A clone of the team's commit, as a developer has it."""
     subprocess.run(["git", "clone", "-q", str(pushed), str(folder)], check=True, capture_output=True)
-    git(folder, "remote", "set-url", "origin", "https://git.example.com/team/digits.git")
+    git(folder, "remote", "set-url", "origin", REMOTE)
     git(folder, "symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/main")
     return folder

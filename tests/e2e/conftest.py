@@ -218,6 +218,7 @@ def team(tmp_path_factory, trivy_mirror):
         keys[name] = folder.parent / f"{name}.pem"
         (folder / ".tidegate/keys" / keys[name].name).rename(keys[name])
     walk.commit("Keys")
+    _git(folder, "remote", "add", "origin", support_pipelines.REMOTE)
     walk("run", "image", TIDEGATE_ACCELERATOR="cpu", TIDEGATE_SIGNING_KEY=str(keys["ci"]))
     digests = support_pipelines.digests(folder / ".tidegate/store")
     return support_pipelines.Team(folder, keys, image, trivy_mirror, digests, walk.ports)

@@ -415,8 +415,10 @@ class GitHub(Host):
             on = yaml.safe_load(path.read_text())[True]
             if event.github_name not in on:
                 continue
-            branches = (on[event.github_name] or {}).get("branches", [])
-            if event.github_name == "push" and event.ref.removeprefix("refs/heads/") not in branches:
+            if (
+                event.github_name == "push"
+                and event.ref.removeprefix("refs/heads/") not in on["push"]["branches"]
+            ):
                 continue
             found.append(path.stem)
         return found

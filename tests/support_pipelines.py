@@ -398,6 +398,9 @@ class GitHub(Host):
             made.mkdir()
             made.chmod(0o777)
         self.number = 0
+        # For jobs on this host; those in containers have the image's own environment.
+        (self.folder / ".venv").symlink_to(sys.prefix)
+        (self.folder / ".git/info/exclude").write_text(".venv\n")
 
     @property
     def store(self) -> Path:
@@ -499,7 +502,6 @@ class GitHub(Host):
             "GITHUB_REF_PROTECTED": str(event.protected).lower(),
             "ARTIFACTS": f"{self.artifacts}/{self.number}",
             "TRIVY_DB_REPOSITORY": self.team.database,
-            **({"VENV": str(self.state / "venv")} if on_host else {}),
         }
         runner = "-self-hosted" if on_host else self.team.image
         argv = [self.program, event.github_name, "--workflows", str(self._readable(workflow))]

@@ -170,12 +170,13 @@ def test_a_merge_request_trains_a_small_model_and_sees_no_secret(gitlab):
 LOOKS_AROUND = '''"""What code of a merge request finds."""
 
 import os
+from pathlib import Path
 
 
 def test_a_stranger_finds_no_key_and_no_engine():
     assert not [name for name in os.environ if name.startswith("TIDEGATE_") and name.endswith("_KEY")]
     assert "PRIVATE KEY" not in "".join(os.environ.values())
-    assert not os.path.exists("/var/run/docker.sock")
+    assert not Path("/var/run/docker.sock").exists()
 '''
 
 

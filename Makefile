@@ -14,7 +14,7 @@ STAGES := check data train evaluate export image scan publish staging canary pro
 # A lock that changed reinstalls only the packages that changed.
 LOCKED := $(VENV)/.locked
 
-.PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status logs history plan approve rollback down clean $(STAGES)
+.PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status logs history plan comment approve rollback down clean $(STAGES)
 
 help: ## This menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,12 +44,13 @@ approve: $(LOCKED) ## Let the digest in staging into production (a person, by na
 rollback: $(LOCKED) ## Put the version before back into production, at once
 	@$(PYTHON) -m pipeline rollback
 
-status logs history plan doctor down: $(LOCKED)
+status logs history plan comment doctor down: $(LOCKED)
 	@$(PYTHON) -m pipeline $@
 
 status: ## What runs now, and what production and staging name
 logs: ## What production wrote (staging, --follow: python -m pipeline logs --help)
 history: ## What was live when, who let it in, on what evidence
+comment: ## Tell a merge request what its pipeline found (CI)
 plan: ## What `make ci-local` would run, and why
 doctor: ## What this machine lacks, with the remedy
 down: ## Stop staging and production on this machine

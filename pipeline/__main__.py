@@ -215,6 +215,12 @@ def _add_people(command: Callable) -> None:
         "--identity", action="append", default=[], help="a commit address or login of whoever holds it"
     )
     command("down", "stop staging and production on this machine", commands.down, "down")
+    comments = command(
+        "comment", "tell a merge request what its pipeline found", commands.comment, "comment build"
+    )
+    comments.add_argument(
+        "folder", nargs="?", type=Path, default=Path("build"), help="where its jobs' reports are (build)"
+    )
     cleans = command("gc", "remove what no channel and no retention rule needs", commands.gc, "gc --dry-run")
     cleans.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     cleans.add_argument(

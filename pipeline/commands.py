@@ -271,6 +271,13 @@ def logs(arguments: argparse.Namespace, paths: Paths) -> int:
     return 0
 
 
+def comment(arguments: argparse.Namespace, _: Paths) -> int:
+    from pipeline import comment
+
+    print(comment.post(arguments.folder))
+    return 0
+
+
 def gc(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import gc
 

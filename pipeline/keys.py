@@ -18,10 +18,20 @@ APPROVAL_VARIABLE = "TIDEGATE_APPROVAL_KEY"
 class Signer:
     """Loads the private key, or makes a laptop's own on first use, only when it is needed."""
 
-    def __init__(self, state: Path, may_use_own: bool = True, environ: Mapping[str, str] = os.environ):
+    def __init__(
+        self,
+        state: Path,
+        may_use_own: bool = True,
+        environ: Mapping[str, str] = os.environ,
+        approving: bool = False,
+    ):
         self._own = state / "keys" / "laptop.pem"
         self._may_use_own = may_use_own
-        self._given = environ.get(KEY_VARIABLE, "")
+        # A job cannot give an approver's key under the usual name where GitLab has CI's own there: a project's variable
+        # wins over a job's.
+        names = (APPROVAL_VARIABLE, KEY_VARIABLE) if approving else (KEY_VARIABLE,)
+        self._variable = next((name for name in names if environ.get(name)), KEY_VARIABLE)
+        self._given = environ.get(self._variable, "")
 
     @property
     def is_own(self) -> bool:
@@ -42,7 +52,7 @@ class Signer:
             try:
                 return Path(self._given).read_bytes()
             except OSError as error:
-                raise SettingsError(f"{KEY_VARIABLE} names a file that cannot be read: {error}") from error
+                raise SettingsError(f"{self._variable} names a file that cannot be read: {error}") from error
         if not self._may_use_own:
             raise SettingsError(
                 f"{KEY_VARIABLE} is not set, and what a protected ref records must be signed with CI's key. Set it to "
@@ -58,7 +68,7 @@ class Signer:
         from cryptography.hazmat.primitives import serialization
         from securesystemslib.signer import CryptoSigner
 
-        where = KEY_VARIABLE if self._given else self._own
+        where = self._variable if self._given else self._own
         try:
             return CryptoSigner(serialization.load_pem_private_key(self.pem, password=None))
         except (ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.doctor import Finding
 from pipeline.errors import NoData
-from pipeline.keys import KEY_VARIABLE
+from pipeline.keys import APPROVAL_VARIABLE, KEY_VARIABLE
 from pipeline.protection import items, none_offered, value
 from pipeline.rest import Api, Refused
 
@@ -236,6 +236,25 @@ def signing_key(seen: Seen) -> Iterator[Finding]:
         yield Finding(f"{KEY_VARIABLE} is in the jobs that sign alone")
 
 
+def approvers_key(seen: Seen) -> Iterator[Finding]:
+    """An approver's key, where the project has one, is for the environment production of protected refs alone."""
+    entries = [
+        each for each in items(seen.variables, "the variables", _ROLE) if each.get("key") == APPROVAL_VARIABLE
+    ]
+    faults = set()
+    for entry in entries:
+        if not value(entry, "protected", bool, APPROVAL_VARIABLE):
+            faults.add("it is not protected, so any branch's pipeline can read it")
+        if value(entry, "variable_type", str, APPROVAL_VARIABLE) != "file":
+            faults.add("it is not of type File, so a job that lists its environment prints it")
+        if value(entry, "environment_scope", str, APPROVAL_VARIABLE) != APPROVING:
+            faults.add(f"it is not for the environment {APPROVING} alone, so other jobs could approve")
+    if faults:
+        yield Finding(APPROVAL_VARIABLE, f"{'; '.join(sorted(faults))}. Settings > CI/CD > Variables")
+    elif entries:
+        yield Finding(f"{APPROVAL_VARIABLE} is protected, a file, and for {APPROVING} alone")
+
+
 def runners(seen: Seen) -> Iterator[Finding]:
     """The runners that train and deploy take jobs of protected refs alone."""
     for tag in RUNNER_TAGS:
@@ -273,6 +292,7 @@ CHECKS = {
     "the default branch": branch,
     "protected environments": environments,
     "the signing key": signing_key,
+    "the approver's key": approvers_key,
     "the runners": runners,
     "merges": merges,
 }

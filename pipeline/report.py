@@ -78,10 +78,15 @@ def heading(model: str, rows: Sequence[Row]) -> str:
 
 
 def write(folder: Path, rows: Sequence[Row], heading: str) -> None:
-    """Writes report.json and index.html, and the job summary where CI asks for one."""
+    """Writes report.json and index.html, and the job summary where CI asks for one.
+
+    The same as STAGE.json, by the stage that it came to: jobs of one stage each put theirs beside the others'.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     document = {"heading": heading, "stages": [dataclasses.asdict(row) for row in rows]}
-    _replace(folder / "report.json", json.dumps(document, indent=1) + "\n")
+    last = next((row.stage for row in reversed(rows) if row.outcome != NOT_REACHED), "")
+    for name in filter(None, ("report", last)):
+        _replace(folder / f"{name}.json", json.dumps(document, indent=1) + "\n")
     _replace(folder / "index.html", page(rows, heading))
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:

@@ -1,4 +1,4 @@
-"""Asks a REST API with a token: read-only, bounded in time and size, and never talking to another host.
+"""Asks a REST API with a token: bounded in time and size, never talking to another host. Only `send` changes things.
 
 What the caller must judge (403, 404) comes back as a value; what leaves nothing to judge raises NoData.
 """
@@ -78,6 +78,16 @@ class Api:
         """
         return self._fetch(self.base + path)[0]
 
+    def send(self, method: str, path: str, document: Mapping[str, Any]) -> Any:
+        """Sends a JSON document to `path`; returns the answer's, or Refused. Never tried again: it may have been heard.
+
+        Raises NoData as `get` does.
+        """
+        status, headers, body = self._speak(self.base + path, method, json.dumps(document).encode())
+        if status not in (200, 201):
+            return self._judge(status, headers, body, _named(path))
+        return self._document(body, _named(path))
+
     def pages(self, path: str, key: str = "") -> Any:
         """All items of the list at `path`, following its pages, or Refused.
 
@@ -119,13 +129,15 @@ class Api:
             raise NoData(f"{self.host} answered {path} with {status}, {RETRIES + 1} times. Ask again later.")
         if status != 200:
             return self._judge(status, headers, body, path), ""
+        return self._document(body, path), self._next(url, headers)
+
+    def _document(self, body: bytes, path: str) -> Any:
         try:
-            document = json.loads(body)
+            return json.loads(body)
         except (ValueError, RecursionError):
             raise NoData(
                 f"{self.host} answered {path} with something that is not JSON. Is {self.base} its API?"
             ) from None
-        return document, self._next(url, headers)
 
     def _judge(self, status: int, headers: Mapping[str, str], body: bytes, path: str) -> Refused:
         """What a status other than 200 means."""
@@ -141,13 +153,17 @@ class Api:
             return Refused(status, said)
         raise NoData(f"{self.host} answered {path} with {status}{said and ', ' + said}.")
 
-    def _speak(self, url: str) -> tuple[int, Mapping[str, str], bytes]:
+    def _speak(
+        self, url: str, method: str = "GET", sent: bytes | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
         headers = {
             "Accept": self.accept,
             "User-Agent": "tidegate",
             self.header: f"{self.scheme} {self.token}".strip(),
+            **({"Content-Type": "application/json"} if sent else {}),
         }
-        request = urllib.request.Request(url, headers=headers)  # noqa: S310 (http or https, see __post_init__)
+
+        request = urllib.request.Request(url, sent, headers, method=method)  # noqa: S310
         try:
             with _opened(request) as answer:
                 return answer.status, answer.headers, self._read(answer)
@@ -205,6 +221,10 @@ class _SameOrigin(urllib.request.HTTPRedirectHandler):
     """Follows redirects on the same scheme, host and port alone: the token goes nowhere else."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> Any:
+        if req.get_method() != "GET":
+            raise NoData(
+                f"{_split(req.full_url).hostname} sends us on; what is to be written would be lost. Name that address."
+            )
         _stay(req.full_url, newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -29,8 +29,8 @@ GITLAB_CONDITIONS = {
 }
 BEFORE_GPU = ("nvidia-smi", 'cmp requirements.txt "$VENV/requirements.txt"')
 NO_STAGE = "complete"
-# What runs beside the stages: Trivy, before its findings are judged, and GitHub's copy of them.
-EXAMINE, CODE_SCANNING = "examine", "code-scanning"
+# What runs beside the stages: Trivy, before its findings are judged, GitHub's copy of them, a merge request's comment.
+EXAMINE, CODE_SCANNING, COMMENT = "examine", "code-scanning", "comment"
 EXAMINATION = "build/examination"
 KEY = "${{ secrets.TIDEGATE_SIGNING_KEY }}"
 PINNED_ACTION = re.compile(r"[\w-]+/[\w.-]+(/[\w.-]+)*@[0-9a-f]{40} # v\d+\.\d+\.\d+")
@@ -125,8 +125,10 @@ def gitlab_faults(file: dict) -> Iterator[str]:
     ]:  # fmt: skip
         yield "a newer commit must stop merge requests, and nothing else"
     for name, job in jobs.items():
-        if job["image"] not in ("$CPU_IMAGE", "$GPU_IMAGE"):
-            yield f"{name}: image {job['image']}"
+        if job.get("image") not in (
+            (None,) if job.get("tags") == ["deploy"] else ("$CPU_IMAGE", "$GPU_IMAGE")
+        ):
+            yield f"{name}: image {job.get('image')}"
         if job["artifacts"]["expire_in"] != "1 week":
             yield f"{name}: artifacts expire in {job['artifacts']['expire_in']}"
         if name != EXAMINE and not {".tidegate/store/", ".tidegate/registry/"} <= set(
@@ -135,7 +137,9 @@ def gitlab_faults(file: dict) -> Iterator[str]:
             yield f"{name}: does not hand its state on"
         if any(path in (".tidegate/", ".tidegate") or "keys" in path for path in job["artifacts"]["paths"]):
             yield f"{name}: would hand out keys"
-        if "allow_failure" in job or (job["interruptible"] and not admits(job["rules"], MERGE_REQUEST)):
+        if name == COMMENT:
+            yield from gitlab_comment_faults(job)
+        elif "allow_failure" in job or (job["interruptible"] and not admits(job["rules"], MERGE_REQUEST)):
             yield f"{name}: may fail or be stopped in silence"
         if job["stage"] in BY_NAME and any(rule.get("allow_failure") for rule in job["rules"]):
             yield f"{name}: may fail in silence"
@@ -184,6 +188,16 @@ def gitlab_trivy_faults(jobs: dict[str, dict]) -> Iterator[str]:
         yield "scan: GitLab is not shown its report"
 
 
+def gitlab_comment_faults(job: dict) -> Iterator[str]:
+    """The job that comments is a merge request's alone, runs after all of its stages, and stops nothing."""
+    if [rule["if"] for rule in job["rules"]] != ['$CI_PIPELINE_SOURCE == "merge_request_event"']:
+        yield "comment: runs elsewhere than in merge requests"
+    if (job["rules"][0].get("when"), job["rules"][0].get("allow_failure")) != ("always", True):
+        yield "comment: must run always, and stop nothing"
+    if job["script"] != ["make comment"]:
+        yield f"comment: runs {job['script']}"
+
+
 # --- GitHub ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +228,8 @@ def github_faults(files: dict[str, dict]) -> Iterator[str]:
     yield from github_upkeep_faults(files["upkeep"])
     files = {name: file for name, file in files.items() if name != "upkeep"}
     request, main, back = (files[name] for name in ("pull-request", "pipeline", "rollback"))
+    yield from github_comment_faults(files["comment"])
+    files = {name: file for name, file in files.items() if name != COMMENT}
     if set(files) != {"pull-request", "pipeline", "rollback"}:
         yield f"workflows: {sorted(files)}"
     if set(request[True]) != {"pull_request"} or set(back[True]) != {"workflow_dispatch"}:
@@ -237,6 +253,24 @@ def github_faults(files: dict[str, dict]) -> Iterator[str]:
         if said["if"] != "${{ always() }}" or said["steps"][-1]["uses"] != "./.github/actions/all-passed":
             yield f"{name}: the last job does not look at what became of the others"
     yield from rollback_faults("github", github_jobs(back))
+
+
+def github_comment_faults(file: dict) -> Iterator[str]:
+    """What comments has the right to, so it runs main's code, and of the pull request it has files alone."""
+    job = file["jobs"][COMMENT]
+    if file[True] != {"workflow_run": {"workflows": ["pull request"], "types": ["completed"]}}:
+        yield "comment: another trigger"
+    if file["permissions"] != {} or list(file["jobs"]) != [COMMENT]:
+        yield "comment: rights at the top, or another job"
+    if job["permissions"] != {"contents": "read", "actions": "read", "pull-requests": "write"}:
+        yield f"comment: rights {job['permissions']}"
+    checkout = job["steps"][0]["with"]
+    if checkout != {"ref": "${{ github.event.repository.default_branch }}", "persist-credentials": False}:
+        yield f"comment: checks out {checkout}"
+    if [step["run"] for step in job["steps"] if "run" in step] != ["make comment"] or "secrets." in str(file):
+        yield "comment: runs something else, or sees a secret"
+    if "timeout-minutes" not in job:
+        yield "comment: no timeout"
 
 
 def github_upkeep_faults(file: dict) -> Iterator[str]:

@@ -7,6 +7,7 @@ import io
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,24 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZi
 
 def save(keras_model: Any, folder: Path) -> None:
     """Writes the model's architecture and weights below `folder`, which must not exist."""
-    arrays: dict[str, Any] = {
-        f"{number:04d}:{w.path}": np.asarray(w) for number, w in enumerate(keras_model.weights)
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    arrays = {f"{number:04d}:{w.path}": np.asarray(w) for number, w in enumerate(keras_model.weights)}
     folder.mkdir()
     (folder / "architecture.json").write_text(keras_model.to_json(indent=1, sort_keys=True) + "\n")
-    (folder / "weights.npz").write_bytes(buffer.getvalue())
+    (folder / "weights.npz").write_bytes(npz(arrays))
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays in NumPy's format, by name, uncompressed.
+
+    Not np.savez: it asks zipfile for ZIP64 fields, whose bytes differ between Python 3.11.2 and 3.11.7.
+    """
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+    return packed.getvalue()
 
 
 def load(folder: Path) -> Any:

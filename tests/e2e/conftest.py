@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import support_pipelines, support_registry
+
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = (
     "pipeline",
@@ -189,3 +191,35 @@ def walk(request, tmp_path_factory):
         ["pgrep", "-fa", str(made.folder)], capture_output=True, text=True, check=False
     ).stdout
     assert not left, f"these still run:\n{left}"
+
+
+@pytest.fixture(scope="session")
+def trivy_mirror(tmp_path_factory):
+    """The address of a registry with a vulnerability database, as a team's mirror has it."""
+    support_registry.need_registry()
+    folder, port = tmp_path_factory.mktemp("mirror"), support_pipelines.free_port()
+    child = support_registry.serve(folder / "registry", port)
+    yield support_pipelines.offer_database(folder, f"127.0.0.1:{port}/mirror/trivy-db")
+    child.kill()
+    child.wait()
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory, trivy_mirror):
+    """A team's commit, which names its keys; and the digests that `make ci-local` gives its model and its image."""
+    image = support_pipelines.job_image()
+    folder = tmp_path_factory.mktemp("team") / "digits"
+    folder.mkdir()
+    walk = make_walk(folder, support_pipelines.FIRST_PORT)
+    for old, new in support_pipelines.QUICK.items():
+        walk.edit("pipeline.yaml", old, new)
+    keys = {}
+    for name, role in (("ci", "ci"), ("alice", "approver")):
+        walk("keygen", name, "--role", role)
+        keys[name] = folder.parent / f"{name}.pem"
+        (folder / ".tidegate/keys" / keys[name].name).rename(keys[name])
+    walk.commit("Keys")
+    _git(folder, "remote", "add", "origin", support_pipelines.REMOTE)
+    walk("run", "image", TIDEGATE_ACCELERATOR="cpu", TIDEGATE_SIGNING_KEY=str(keys["ci"]))
+    digests = support_pipelines.digests(folder / ".tidegate/store")
+    return support_pipelines.Team(folder, keys, image, trivy_mirror, digests, walk.ports)

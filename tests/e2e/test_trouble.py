@@ -260,3 +260,29 @@ def test_of_two_runs_at_once_one_is_told_and_the_other_ends_well(walk):
     output, _ = first.communicate()
     assert first.returncode == 0, output
     assert "another run is at work in this folder" in second
+
+
+def test_of_two_pipelines_that_deploy_at_once_the_second_is_told_and_loses_nothing(walk, tmp_path):
+    """Two checkouts share what lasts on a host, as two pipelines' jobs do where nothing queues them."""
+    shared = {
+        "TIDEGATE_STATE": str(walk.folder / ".tidegate"),
+        "TIDEGATE_STORE": f"file:{walk.folder}/.tidegate/store",
+        "TIDEGATE_REGISTRY": f"oci:{walk.folder}/.tidegate/registry",
+    }
+    deploy = ("run", "--force", "staging", "staging")
+    subprocess.run(["git", "clone", "-q", str(walk.folder), str(tmp_path / "second")], check=True)
+    shutil.copy(walk.folder / "pipeline.yaml", tmp_path / "second")
+    second = type(walk)(tmp_path / "second", walk.ports)
+    walk(*deploy, **shared)
+    before, serves = walk.live("staging"), walk.live()
+    first, told = walk.start(*deploy, **shared), ""
+    lock = Path(shared["TIDEGATE_STATE"], "run", ".lock")
+    while first.poll() is None and not told:
+        if lock.read_text() == f"process {first.pid}":
+            told = second(*deploy, expect=7, **shared)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+    assert f"a deployment is going on here (process {first.pid}). Wait for it" in told
+    second(*deploy, **shared)
+    assert walk.live("staging")["image"] == before["image"]
+    assert walk.live() == serves

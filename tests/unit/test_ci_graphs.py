@@ -120,8 +120,8 @@ GITLAB_CHANGES: dict[str, Change] = {
     "logic in a job": put("scan/script", ["[ -e x ] || make scan"]),
     "publish from a merge request": put("publish/extends", ".any"),
     "GPU for a merge request": put("train/extends", ".any"),
-    "protected by a word of our own": put(".protected/rules/1/if", "$CI_COMMIT_BRANCH"),
-    "a merge request from a protected branch": drop(".protected/rules/0"),
+    "protected by a word of our own": put(".guarded/rules/1/if", "$CI_COMMIT_BRANCH"),
+    "a merge request from a protected branch": drop(".guarded/rules/0"),
     "any branch": put("workflow/rules/2/if", "$CI_COMMIT_BRANCH"),
     "training on any runner": drop("train/tags"),
     "approval without a person": put("approve/rules/1/when", "on_success"),
@@ -131,11 +131,15 @@ GITLAB_CHANGES: dict[str, Change] = {
     "no queue": drop("canary/resource_group"),
     "no timeout": drop(".stage/timeout"),
     "an image by tag": put("variables/CPU_IMAGE", "python:3.11-bookworm"),
+    "an image where the host's shell is meant": put("staging/image", "$CPU_IMAGE"),
+    "a container without an image": drop(".protected/image"),
     "an image of a job's own": put("scan/image", "aquasec/trivy:0.76.0"),
     "keys in the artifacts": add(".stage/artifacts/paths", ".tidegate/"),
     "no coverage report": drop("check/artifacts/reports/coverage_report"),
     "the last job waits for less": drop("complete/needs/3"),
     "a rollback that is tried again": drop("rollback/retry"),
+    "a comment that stops the pipeline": put("comment/rules/0/allow_failure", False),
+    "a comment on a protected ref": add("comment/rules", {"if": '$CI_COMMIT_REF_PROTECTED == "true"'}),
     "a training that is tried again after a refusal": put("train/retry/when", ["always"]),
     "a deployment that is tried again though it may go on": put(
         "canary/retry", {"max": 1, "when": ["stuck_or_timeout_failure"]}
@@ -153,7 +157,7 @@ GITLAB_CHANGES: dict[str, Change] = {
     "upkeep beside the walk": put("gc/rules/0/if", '$CI_COMMIT_REF_PROTECTED == "true"'),
     "the walk beside upkeep": put("scan/rules", [{"if": '$CI_COMMIT_REF_PROTECTED == "true"'}]),
     "another verb for a schedule": put("update/script", ["make lock"]),
-    "a deployment that a commit stops": put(".protected/interruptible", True),
+    "a deployment that a commit stops": put(".guarded/interruptible", True),
 }
 GITHUB_CHANGES: dict[str, Change] = {
     "a stage is missing": drop("pipeline/jobs/scan"),
@@ -171,6 +175,11 @@ GITHUB_CHANGES: dict[str, Change] = {
     "any branch": put("pipeline/on/push/branches", ["**"]),
     "a secret in a pull request": put("pull-request/jobs/check/env", {"KEY": KEY}),
     "rights for all": put("pipeline/permissions", "write-all"),
+    "a comment by the pull request's own code": put("comment/on", {"pull_request": None}),
+    "a comment by code that the pull request chose": put(
+        "comment/jobs/comment/steps/0/with/ref", "${{ github.event.workflow_run.head_sha }}"
+    ),
+    "a comment with more rights": put("comment/jobs/comment/permissions/contents", "write"),
     "rights for one": put("pipeline/jobs/scan/permissions/packages", "write"),
     "approval without a person": put("pipeline/jobs/approve/environment/name", "production"),
     "no environment": drop("pipeline/jobs/promote/environment"),

@@ -1,12 +1,17 @@
 """A machine remembers the newest entry of each channel that it saw, and refuses a store that has less."""
 
 import dataclasses
+import shutil
 
 import pytest
 
+from pipeline.digest import Digests
 from pipeline.errors import IntegrityError
+from pipeline.execution import Paths
 from pipeline.heads import Heads
+from pipeline.runner import Runner
 from pipeline.store import Entry, open_store
+from tests.support import settings
 
 ENTRY = Entry("sha256:" + "a" * 64, 1, "m", "s", "p", "ann", "2026-01-01T00:00:00Z", "promote", "e" * 64)
 
@@ -101,3 +106,28 @@ def test_a_memory_that_cannot_be_read_is_none_and_is_written_anew(tmp_path, stor
 def test_two_stores_have_a_memory_each(tmp_path, store):
     Heads(tmp_path, store).channel("production")
     assert Heads(tmp_path, open_store("file:other", tmp_path)).channel("production").revision == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "refused"), [("store", False), ("{}/store", False), ("{}/../elsewhere", True)]
+)
+def test_a_store_in_cis_checkout_may_have_less_than_the_pipeline_before_had(
+    tmp_path, store, cut, monkeypatch, place, refused
+):
+    """It is handed from job to job as an artifact, and a new pipeline begins with none; one elsewhere lasts."""
+    monkeypatch.setenv("GITLAB_CI", "true")
+    root = tmp_path / "checkout"
+    paths = Paths(root, root / "pipeline.yaml", root / "build", tmp_path / "state")
+
+    def revision() -> int:
+        named = settings({"store": f"file:{place.format(root)}"})
+        return Runner(named, paths, store, Digests(tmp_path / "digests")).heads.channel("production").revision
+
+    assert revision() == 3
+    shutil.rmtree(paths.build, ignore_errors=True)
+    cut(2)
+    if refused:
+        with pytest.raises(IntegrityError, match="had 3 entries"):
+            revision()
+    else:
+        assert revision() == 1

@@ -51,6 +51,12 @@ GITLAB = Seen(
     },
     has_approver=False,
 )
+APPROVAL = {
+    "key": "TIDEGATE_APPROVAL_KEY",
+    "protected": True,
+    "variable_type": "file",
+    "environment_scope": "production",
+}
 
 
 def production(**fields):
@@ -59,6 +65,7 @@ def production(**fields):
 
 def test_a_gitlab_with_all_that_is_relied_on_lacks_nothing():
     assert judged(CHECKS, GITLAB) == ([], [], [])
+    assert judged(CHECKS, changed(GITLAB, variables=[*GITLAB.variables, APPROVAL])) == ([], [], [])
 
 
 MISSING = {
@@ -125,6 +132,18 @@ MISSING = {
     "a key for production alone": (
         {"variables": [{**GITLAB.variables[0], "environment_scope": "prod*"}]},
         "it is not given for pipeline, staging",
+    ),
+    "an approver's key for every job": (
+        {"variables": [*GITLAB.variables, {**APPROVAL, "environment_scope": "*"}]},
+        "TIDEGATE_APPROVAL_KEY: it is not for the environment production alone",
+    ),
+    "an unprotected approver's key": (
+        {"variables": [*GITLAB.variables, {**APPROVAL, "protected": False}]},
+        "TIDEGATE_APPROVAL_KEY: it is not protected",
+    ),
+    "an approver's key that is no file": (
+        {"variables": [*GITLAB.variables, {**APPROVAL, "variable_type": "env_var"}]},
+        "TIDEGATE_APPROVAL_KEY: it is not of type File",
     ),
     "no gpu runner": (
         {"runners": {**GITLAB.runners, "gpu": []}},

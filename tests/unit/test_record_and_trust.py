@@ -98,6 +98,16 @@ def test_ci_signs_with_the_key_that_its_variable_holds_or_names(signer, tmp_path
         assert not given.is_own
 
 
+def test_an_approval_is_signed_with_the_approvers_key_although_cis_own_is_there(signer, tmp_path):
+    private = signer.pem.decode()
+    other = keys.new_private_key().decode()
+    given = {keys.KEY_VARIABLE: other, keys.APPROVAL_VARIABLE: private}
+    assert Signer(tmp_path, environ=given, approving=True).pem.decode() == private
+    assert Signer(tmp_path, environ=given).pem.decode() == other
+    alone = {keys.KEY_VARIABLE: other, keys.APPROVAL_VARIABLE: ""}
+    assert Signer(tmp_path, environ=alone, approving=True).pem.decode() == other
+
+
 @pytest.mark.parametrize("value", ["-----BEGIN NONSENSE-----hush", "/nonexistent/hush.pem"])
 def test_a_variable_without_a_key_is_refused_without_showing_a_key(tmp_path, value):
     with pytest.raises(SettingsError, match=keys.KEY_VARIABLE) as caught:

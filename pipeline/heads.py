@@ -37,9 +37,23 @@ class Heads:
         seen = self._recall(name)
         channel = self._store.channel(name)
         self._compare(seen, channel)
-        if (channel.revision, channel.head) != (seen.revision, seen.head):
-            self._remember(channel)
         return channel
+
+    def remember(self, channel: Channel) -> None:
+        """Keeps what a channel is now, for the next look.
+
+        Only for one whose live entry is what was signed: who removes one that somebody planted does not cut it short.
+        Not being able to costs the protection, and stops nobody who only looks.
+        """
+        seen = self._recall(channel.name)
+        if channel.revision < seen.revision or channel.head == seen.head:
+            return
+        file = self._file(channel.name)
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"revision": channel.revision, "head": channel.head}))
+            partial.replace(file)
 
     def _compare(self, seen: Seen, now: Channel) -> None:
         if now.revision < seen.revision:
@@ -69,12 +83,3 @@ class Heads:
             return Seen(**json.loads(self._file(name).read_bytes()))
         except (OSError, ValueError, TypeError):
             return Seen()
-
-    def _remember(self, channel: Channel) -> None:
-        """Not being able to costs the protection, and stops nobody who only looks."""
-        file = self._file(channel.name)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"revision": channel.revision, "head": channel.head}))
-            partial.replace(file)

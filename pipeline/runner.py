@@ -144,6 +144,7 @@ class Runner:
         if channel.live and self.must_sign:
             seen, live = f"entry:{name}:{channel.head}:{self.trust.digest}", channel.live
             self.digests.remember(seen, lambda: self.policy.accept(name, live))
+            self.heads.remember(channel)
         return channel
 
     @cached_property

@@ -321,11 +321,14 @@ class GitLab(Host):
             place.chmod(0o700)
 
     def _secrets(self) -> dict:
-        """The project's variables: CI's key for all protected jobs, the approver's for the environment production."""
-        scopes = {"TIDEGATE_SIGNING_KEY": ("ci", "*"), "TIDEGATE_APPROVAL_KEY": ("alice", "production")}
+        """The project's variables: CI's key for the jobs that sign, the approver's for the environment production."""
+        signing = {scope: self.team.keys["ci"].read_text() for scope in ("pipeline", "staging", "production")}
         return {
-            name: {"type": "file", "values": {scope: self.team.keys[key].read_text()}}
-            for name, (key, scope) in scopes.items()
+            "TIDEGATE_SIGNING_KEY": {"type": "file", "values": signing},
+            "TIDEGATE_APPROVAL_KEY": {
+                "type": "file",
+                "values": {"production": self.team.keys["alice"].read_text()},
+            },
         }
 
     def jobs(self, event: Event) -> dict[str, dict]:
@@ -537,9 +540,11 @@ class GitHub(Host):
         """Each third-party action that the repository uses, as OWNER/NAME@COMMIT, and its stand-in."""
         texts = [path.read_text() for path in (self.folder / ".github").rglob("*.yml")]
         used = {
-            found for text in texts for found in re.findall(r"uses: *([\w-]+/[\w.-]+@[0-9a-f]{40})", text)
+            found
+            for text in texts
+            for found in re.findall(r"uses: *([\w-]+/[\w.-]+)(?:/[\w/.-]+)?(@[0-9a-f]{40})", text)
         }
-        places = [(uses, _ACTIONS / uses.partition("@")[0].partition("/")[2]) for uses in sorted(used)]
+        places = [(name + commit, _ACTIONS / name.partition("/")[2]) for name, commit in sorted(used)]
         return [(uses, place) for uses, place in places if place.is_dir()]
 
 

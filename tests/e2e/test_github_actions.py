@@ -35,6 +35,7 @@ ALONE = [
     "evaluate",
     "export",
     "image",
+    "examine",
     "scan",
     "publish",
     "staging",
@@ -43,9 +44,14 @@ ALONE = [
     "promote",
     "complete",
 ]
-WHOLE = [["check", "data"], ["train"], *([name] for name in ALONE)]
+WHOLE = [
+    ["check", "data"],
+    ["train"],
+    *([name, "code-scanning"] if name == "publish" else [name] for name in ALONE),
+]
 UPKEEP = ["update", "gc", "recheck"]
-BUILT = {"check", "data", "train", "evaluate", "export", "image", "scan", "publish"}
+BUILT = {"check", "data", "train", "evaluate", "export", "image", "examine", "scan", "publish"}
+STAGES = sorted(BUILT - {"examine"})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,7 @@ def test_an_event_has_the_jobs_that_it_may_run(github, event, workflows, jobs):
 
 
 def test_a_push_to_main_that_nobody_approved_stops_before_production(github, first, team):
-    assert first.passed == {*BUILT, "staging"}, first.output
+    assert first.passed == {*BUILT, "code-scanning", "staging"}, first.output
     assert first.failed == {"approve", "complete"}
     assert not {"canary", "promote"} & set(first.started)
     assert (
@@ -92,11 +98,13 @@ def test_a_push_to_main_that_nobody_approved_stops_before_production(github, fir
         assert f"{job}: skipped; this run is not complete" in first.said("complete")
     order = list(first.started)
     assert sorted(order[:2]) == ["check", "data"]
+    order.remove("code-scanning")  # beside the others
     assert order[2:] == [
         "train",
         "evaluate",
         "export",
         "image",
+        "examine",
         "scan",
         "publish",
         "staging",
@@ -115,7 +123,7 @@ def test_its_model_and_image_are_those_of_a_laptop(github, first, team):
 
 def test_each_job_keeps_its_reports_and_no_key(github, first):
     kept = github.artifacts / str(github.number)
-    for stage in (*BUILT, "staging"):
+    for stage in (*STAGES, "staging"):
         report = json.loads((kept / f"report-{stage}" / "report" / f"{stage}.json").read_text())
         assert [(row["stage"], row["outcome"]) for row in report["stages"]] == [(stage, "passed")]
     files = [path for path in kept.rglob("*") if path.is_file()]
@@ -129,7 +137,7 @@ def test_once_an_approver_signed_it_the_same_run_ends_in_production(github, firs
     assert f"approves v1, {team.digests['image']}" in said
     again = github.run("pipeline", MAIN, on_host=True, again=True, **github.lasts)
     assert (again.status, again.failed) == (0, frozenset()), again.output
-    assert again.passed == {*BUILT, "staging", "approve", "canary", "promote", "complete"}
+    assert again.passed == {*BUILT, "code-scanning", "staging", "approve", "canary", "promote", "complete"}
     assert "Nothing to do" in again.said("train")
     assert "Approved already" in again.said("approve")
     assert github.predict()["predictions"][0]["class"] == 7
@@ -161,7 +169,16 @@ def test_a_scan_that_fails_stops_the_run_before_anything_is_published(github, fi
     github.change("A base image", {"pipeline.yaml": [("base: scratch", f"base: oci:base@{base}")]})
     stopped = github.run("pipeline", MAIN, on_host=True, **github.lasts)
     github.back()
-    assert stopped.passed == {"check", "data", "train", "evaluate", "export", "image"}
+    assert stopped.passed == {
+        "check",
+        "data",
+        "train",
+        "evaluate",
+        "export",
+        "image",
+        "examine",
+        "code-scanning",
+    }
     assert stopped.failed == {"scan", "complete"}
     assert "CVE-2018-18074" in stopped.said("scan")
     assert github.predict()["predictions"][0]["class"] == 7

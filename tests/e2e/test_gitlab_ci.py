@@ -29,7 +29,7 @@ from tests.support_pipelines import (
 
 pytestmark = SLOW
 SAFE = ["check", "data", "train-smoke", "evaluate", "export", "comment"]
-BUILT = ["check", "data", "train", "evaluate", "export", "model-image", "scan", "publish"]
+BUILT = ["check", "data", "train", "evaluate", "export", "model-image", "examine", "scan", "publish"]
 WHOLE = [*BUILT, "staging", "approve", "canary", "promote", "complete"]
 
 
@@ -148,9 +148,10 @@ def test_a_scan_that_fails_stops_the_pipeline_before_anything_is_published(gitla
     files = tar({"usr/lib/python3/site-packages/requests-2.19.1.dist-info/METADATA": metadata})
     base = hand_image(gitlab.folder / "base", files)
     gitlab.change("A base image", {"pipeline.yaml": [("base: scratch", f"base: oci:base@{base}")]})
-    stopped = gitlab.run("model-image", "scan", "publish")
+    stopped = gitlab.run("model-image", "examine", "scan", "publish")
     gitlab.back()
-    assert (stopped.started, stopped.failed) == (("model-image", "scan"), {"scan"}), stopped.output
+    assert stopped.started == ("model-image", "examine", "scan"), stopped.output
+    assert stopped.failed == {"scan"}
     assert "CVE-2018-18074" in stopped.output
     assert gitlab.predict()["predictions"][0]["class"] == 7
 

@@ -129,7 +129,10 @@ def test_a_store_in_cis_checkout_may_have_less_than_the_pipeline_before_had(
 
     def revision() -> int:
         named = settings({"store": f"file:{place.format(root)}"})
-        return Runner(named, paths, store, Digests(tmp_path / "digests")).heads.channel("production").revision
+        heads = Runner(named, paths, store, Digests(tmp_path / "digests")).heads
+        channel = heads.channel("production")
+        heads.remember(channel)
+        return channel.revision
 
     assert revision() == 3
     shutil.rmtree(paths.build, ignore_errors=True)
@@ -144,9 +147,10 @@ def test_a_store_in_cis_checkout_may_have_less_than_the_pipeline_before_had(
 def test_an_entry_that_was_planted_and_removed_again_is_not_missed(tmp_path, store, cut):
     look(tmp_path, store)
     store.append(store.channel("production"), dataclasses.replace(ENTRY, version=666))
-    assert (
-        Heads(tmp_path, store).channel("production").live.version == 666
-    )  # and is refused for its signature
+    planted = Heads(tmp_path, store).channel(
+        "production"
+    )  # that its signature is wrong is for the policy to say
+    assert planted.live.version == 666
     cut(4)
     assert look(tmp_path, store).revision == 3
 

@@ -71,8 +71,8 @@ recheck: $(LOCKED) ## Execute two stages that hold once more, and compare byte b
 bench: $(LOCKED) ## Measure speed, with peers beside, as ratios
 	@$(PYTHON) -m bench
 
-train-image: ## The training image of this commit, bit by bit the same each time: BASE=NAME@sha256:… [PUSH=HOST/NAME]
-	@scripts/build-image "$(BASE)" "$(PUSH)"
+train-image: $(LOCKED) ## The training image of this commit, bit by bit the same each time: BASE=tensorflow-gpu [PUSH=HOST/NAME]
+	@PYTHON="$(abspath $(PYTHON))" scripts/build-image "$(BASE)" "$(PUSH)"
 
 # UPGRADE is what `make update` adds: options of uv, by which versions move.
 UPGRADE ?=

@@ -1,6 +1,7 @@
 """Resolves the tags in docker/images.lock to digests through their registries, and says which ones moved.
 
-`python -m deploy.pins` writes the file anew; with `--check` it changes nothing, and leaves with 3 if a tag moved.
+`python -m deploy.pins` writes the file anew; with `--check` it changes nothing, and leaves with 3 if a tag moved; with
+`--reference NAME` it prints an image of the lock by its digest.
 """
 
 from __future__ import annotations
@@ -36,11 +37,6 @@ class Pin:
     tag: str
     digest: str
     span: tuple[int, int]
-
-    @property
-    def reference(self) -> str:
-        """The image as a container engine takes it; by its tag alone where no digest is known."""
-        return f"{self.image}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
 
 
 def parse(text: str, where: str = str(LOCK)) -> dict[str, Pin]:
@@ -88,22 +84,21 @@ def _pin(name: str, node: Any, where: str) -> Pin:
     return Pin(name, **values, span=(digest.start_mark.index, digest.end_mark.index))
 
 
-def pinned(name: str, *, protected: bool, path: Path = LOCK) -> str:
-    """The reference of an image of the lock, by digest.
+def pinned(name: str, path: Path = LOCK) -> str:
+    """An image of the lock as `NAME@sha256:DIGEST`, which every program takes.
 
-    Raises SettingsError if the lock does not name it; GateRefused if it has no digest and
-    this is a protected ref. Elsewhere the tag alone is returned.
+    Raises SettingsError if the lock does not name it; GateRefused if it has no digest.
     """
     pins = parse(_text(path), str(path))
     if name not in pins:
         raise SettingsError(f"{path} names no image {name}; it has {', '.join(pins)}.")
     pin = pins[name]
-    if protected and not pin.digest:
+    if not pin.digest:
         raise GateRefused(
-            f"{path}: {name} ({pin.reference}) has no digest, and a tag can name another image tomorrow. Run"
+            f"{path}: {name} ({pin.image}:{pin.tag}) has no digest, and a tag can name another image tomorrow. Run"
             " make lock-images where its registry can be reached, and commit the file."
         )
-    return pin.reference
+    return f"{pin.image}@{pin.digest}"
 
 
 def _text(path: Path) -> str:
@@ -165,12 +160,26 @@ def _update(path: Path, *, check: bool) -> None:
     )
 
 
+def _print_reference(name: str, path: Path) -> int:
+    try:
+        print(pinned(name, path))
+    except TidegateError as error:
+        print(f"{error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0: done, or nothing moved; 3: with --check, something moved; 5: a registry could not be asked."""
     parser = argparse.ArgumentParser(prog="python -m deploy.pins", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; leave with 3 if a tag moved")
     parser.add_argument("--lock", type=Path, default=LOCK, help=f"the file ({LOCK})")
+    parser.add_argument(
+        "--reference", metavar="NAME", help="print this image by its digest, and do nothing else"
+    )
     options = parser.parse_args(argv)
+    if options.reference:
+        return _print_reference(options.reference, options.lock)
     try:
         _update(options.lock, check=options.check)
     except TidegateError as error:

@@ -21,8 +21,9 @@ images:
 
 def test_lock_is_read_in_either_style():
     found = pins.parse(TEXT)
-    assert found["python"].reference == f"docker.io/library/python:3.11-bookworm@{OLD}"
-    assert found["serving"].reference == "docker.io/tensorflow/serving:2.19.1"
+    assert (found["python"].image, found["python"].tag) == ("docker.io/library/python", "3.11-bookworm")
+    assert found["python"].digest == OLD
+    assert found["serving"].digest == ""
 
 
 def test_new_digests_change_nothing_else():
@@ -60,15 +61,17 @@ def test_lock_that_says_something_else_is_refused_with_its_line(text, says):
         pins.parse(text, "lock")
 
 
-def test_protected_ref_refuses_an_image_without_a_digest(tmp_path):
+def test_an_image_is_named_by_its_digest_and_refused_without_one(tmp_path, capsys):
     path = tmp_path / "images.lock"
     path.write_text(TEXT)
-    assert pins.pinned("python", protected=True, path=path).endswith(OLD)
-    assert pins.pinned("serving", protected=False, path=path) == "docker.io/tensorflow/serving:2.19.1"
+    assert pins.pinned("python", path) == f"docker.io/library/python@{OLD}"
     with pytest.raises(GateRefused, match=r"has no digest.*make lock-images"):
-        pins.pinned("serving", protected=True, path=path)
+        pins.pinned("serving", path)
     with pytest.raises(SettingsError, match="names no image nothing; it has python, serving"):
-        pins.pinned("nothing", protected=False, path=path)
+        pins.pinned("nothing", path)
+    assert pins.main(["--lock", str(path), "--reference", "python"]) == 0
+    assert capsys.readouterr().out == f"docker.io/library/python@{OLD}\n"
+    assert pins.main(["--lock", str(path), "--reference", "serving"]) == 3
 
 
 def test_lock_of_this_repository_names_what_ci_names(root):

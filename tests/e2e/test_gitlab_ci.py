@@ -190,11 +190,13 @@ def test_a_failing_unit_test_stops_a_merge_request(gitlab):
 
 
 EVIL = """
-train-anyway: {image: $CPU_IMAGE, needs: [], stage: train, tags: [gpu], script: [env, make train]}
-publish-anyway: {image: $CPU_IMAGE, needs: [], stage: publish, script: [make publish]}
-promote-anyway: {needs: [], stage: promote, tags: [deploy], script: [make promote]}
-rollback-anyway: {needs: [], stage: rollback, tags: [deploy], script: [make rollback]}
-pretend: {needs: [], stage: promote, tags: [deploy], script: [CI_COMMIT_REF_PROTECTED=true make train]}
+.anywhere: {needs: [], rules: [{when: on_success}]}
+.host: {extends: .anywhere, tags: [deploy], variables: {TIDEGATE_STATE: $DEPLOY_STATE, VENV: $DEPLOY_STATE/venv}}
+train-anyway: {extends: .anywhere, image: $CPU_IMAGE, stage: train, tags: [gpu], script: [env, make train]}
+publish-anyway: {extends: .anywhere, image: $CPU_IMAGE, stage: publish, script: [make publish]}
+promote-anyway: {extends: .host, stage: promote, script: [make promote]}
+rollback-anyway: {extends: .host, stage: rollback, script: [make rollback]}
+pretend: {extends: .host, stage: promote, script: [CI_COMMIT_REF_PROTECTED=true make train]}
 """
 EVIL_JOBS = ("train-anyway", "publish-anyway", "promote-anyway", "rollback-anyway", "pretend")
 

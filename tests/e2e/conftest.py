@@ -39,6 +39,11 @@ _FILES = (
 )
 
 
+def _hears_ctrl_c() -> None:
+    """A shell that runs the tests in the background has them ignore Ctrl-C, and a child inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Walk:
     """A folder with the repository's code in it, and the commands that a person types there."""
 
@@ -61,6 +66,7 @@ class Walk:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_hears_ctrl_c,
         )
 
     def __call__(self, *arguments: str, expect: int = 0, **environ: str) -> str:

@@ -108,13 +108,13 @@ def test_bad_input_stops_with_its_code_and_the_run_after_it_ends_well(
     assert said in output
     assert walk.rows()[stage]["outcome"] != "passed"
     assert walk.rows()["promote"]["outcome"] == "not reached"
-    shutil.copy(walk.folder / "tests" / "good.yaml", walk.folder / "pipeline.yaml")
+    shutil.copy(walk.folder / ".tidegate" / "good.yaml", walk.folder / "pipeline.yaml")
     unharmed(walk)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _good_settings(walk, _first_model):
-    shutil.copy(walk.folder / "pipeline.yaml", walk.folder / "tests" / "good.yaml")
+    shutil.copy(walk.folder / "pipeline.yaml", walk.folder / ".tidegate" / "good.yaml")
 
 
 def test_settings_faults_come_at_once_and_touch_nothing(walk, changed):
@@ -170,7 +170,7 @@ def test_a_version_that_does_not_become_ready_is_stopped_and_shown_with_its_log(
     changed("pipeline.yaml", "ready_timeout_s: 120", "ready_timeout_s: 1")
     output = walk("run", "--all", expect=5)
     assert "ready" in output
-    shutil.copy(walk.folder / "tests" / "good.yaml", walk.folder / "pipeline.yaml")
+    shutil.copy(walk.folder / ".tidegate" / "good.yaml", walk.folder / "pipeline.yaml")
     walk("run", "--all")
     unharmed(walk)
 
@@ -235,7 +235,7 @@ def _candidate_has_traffic(folder: Path) -> bool:
 def test_a_run_that_was_killed_in_a_stage_ends_well_when_run_again(walk, stage, sign):
     before = walk.live()
     seed = 100 + 2 * list(MOMENTS).index(stage) + (sign == signal.SIGINT)
-    text = (walk.folder / "tests" / "good.yaml").read_text()
+    text = (walk.folder / ".tidegate" / "good.yaml").read_text()
     (walk.folder / "pipeline.yaml").write_text(text.replace("  seed: 7", f"  seed: {seed}"))
     status, output = walk.kill_when(sign, lambda: MOMENTS[stage](walk.folder), "run", "--all")
     assert status == (-signal.SIGKILL if sign == signal.SIGKILL else 130), output

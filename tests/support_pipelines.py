@@ -267,7 +267,12 @@ class Host:
 
     def pipeline(self, *arguments: str, expect: int = 0, **environ: str) -> str:
         """`python -m pipeline` in the clone, by a person at this host; returns what it printed."""
-        given = {"TIDEGATE_ACCELERATOR": "cpu", "TIDEGATE_STATE": str(self.state), **environ}
+        given = {
+            "TIDEGATE_ACCELERATOR": "cpu",
+            "TIDEGATE_STATE": str(self.state),
+            "TRIVY_DB_REPOSITORY": self.team.database,
+            **environ,
+        }
         done = subprocess.run(
             [sys.executable, "-m", "pipeline", *arguments],
             cwd=self.folder,

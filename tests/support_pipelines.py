@@ -406,8 +406,7 @@ class GitHub(Host):
             made.mkdir()
             made.chmod(0o777)
         self.number = 0
-        # For jobs on this host; those in containers have the image's own environment.
-        (self.folder / ".venv").symlink_to(sys.prefix)
+        # A link, where .gitignore knows a folder.
         (self.folder / ".git/info/exclude").write_text(".venv\n")
 
     @property
@@ -510,6 +509,7 @@ class GitHub(Host):
             "GITHUB_REF_PROTECTED": str(event.protected).lower(),
             "ARTIFACTS": f"{self.artifacts}/{self.number}",
             "TRIVY_DB_REPOSITORY": self.team.database,
+            "LOCKED_ENVIRONMENT": sys.prefix if on_host else "",
         }
         runner = "-self-hosted" if on_host else self.team.image
         argv = [self.program, event.github_name, "--workflows", str(self._readable(workflow))]

@@ -121,10 +121,10 @@ def test_cut_in_mid_layer_goes_on_where_the_registry_is(tmp_path, proxy, reposit
 
 
 def test_upload_that_the_registry_forgot_after_a_cut_begins_anew(tmp_path, proxy, repository, slept, big):
-    # Docker's registry 2.8 gives up an upload of which it got half a part.
+    # Docker's registry 2.8 gives up an upload of which it got half a part; how soon is its affair.
     proxy.fault = only("PATCH", 3, Fault(cut_after=300_000, leak=True))
     push(proxy, repository, slept, big)
-    assert proxy.bytes_sent == big[1].size_bytes + 2 * MIB + 300_000
+    assert big[1].size_bytes < proxy.bytes_sent <= big[1].size_bytes + 3 * MIB
     comes_back(tmp_path, proxy, repository, big)
 
 
@@ -172,9 +172,10 @@ def test_body_that_is_too_large_for_what_stands_before_goes_in_smaller_parts(
 
 
 def test_token_that_runs_out_in_mid_push_is_renewed(tmp_path, proxy, repository, slept, big):
-    proxy.fault = tokens = TokenService(good_for=4)
+    # More requests than there are uploads side by side, which all use the token that one of them fetched.
+    proxy.fault = tokens = TokenService(good_for=8)
     push(proxy, repository, slept, big)
-    assert 3 < len(tokens.given) < len(proxy.asked) / 2
+    assert 2 <= len(tokens.given) < len(proxy.asked) / 2
     comes_back(tmp_path, proxy, repository, big)
 
 

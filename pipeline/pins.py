@@ -221,7 +221,7 @@ def _of_settings(text: str) -> Iterator[tuple[int, str]]:
     for trail, node in _leaves(yaml.compose(text, Loader=yaml.SafeLoader), ()):
         value = re.sub(r"\$\{\w+:?-?([^}]*)\}", r"\1", node.value)
         if _names_image([str(name) for name in trail if isinstance(name, str)], value):
-            yield node.start_mark.line + 1, value.removeprefix("oci:")
+            yield node.start_mark.line + 1, value
 
 
 def _names_image(path: Sequence[str], value: str) -> bool:
@@ -276,19 +276,20 @@ def _leaves(
 
 
 def _unlocked(used: list[tuple[str, str]], lock: str) -> Iterator[str]:
-    """Images whose digest is not the one that docker/images.lock has for their name and tag."""
+    """Images whose digest is not the one that docker/images.lock has for their name and, if they have one, tag."""
     entries = ((yaml.safe_load(lock) or {}).get("images") or {}).values()
     locked = {(_full(entry["image"]), str(entry["tag"])): entry["digest"] for entry in entries}
     for where, image in used:
         named, _, digest = image.partition("@")
         name, tag = _split(named)
-        if not digest:
-            continue  # has its own fault
-        wanted = locked.get((_full(name), tag))
-        if wanted is None:
-            yield f"{where}: {named} is not in {LOCK}; add it there, and run make lock"
-        elif wanted != digest:
-            yield f"{where}: {named} is {digest[:19]}…, and {LOCK} says {wanted[:19]}…; give both the same"
+        if not digest or image.startswith("oci:"):
+            continue  # the one has its own fault, and the other is a folder, in no registry
+        wanted = {known for (of, under), known in locked.items() if of == _full(name) and tag in ("", under)}
+        if not wanted:
+            yield f"{where}: {named} is not in {LOCK}; add it there, and run make lock-images"
+        elif digest not in wanted:
+            says = ", ".join(f"{known[:19]}…" if known else "no digest" for known in sorted(wanted))
+            yield f"{where}: {named} is {digest[:19]}…, and {LOCK} says {says}; give both the same"
 
 
 def _split(named: str) -> tuple[str, str]:

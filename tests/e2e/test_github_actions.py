@@ -166,7 +166,7 @@ def test_a_scan_that_fails_stops_the_run_before_anything_is_published(github, fi
     metadata = b"Metadata-Version: 2.1\nName: requests\nVersion: 2.19.1\nLicense: Apache 2.0\n"
     files = tar({"usr/lib/python3/site-packages/requests-2.19.1.dist-info/METADATA": metadata})
     base = hand_image(github.folder / "base", files)
-    github.change("A base image", {"pipeline.yaml": [("base: scratch", f"base: oci:base@{base}")]})
+    github.change("A base image", {"pipeline.yaml": [("  base: scratch\n", f"  base: oci:base@{base}\n")]})
     stopped = github.run("pipeline", MAIN, on_host=True, **github.lasts)
     github.back()
     assert stopped.passed == {

@@ -147,7 +147,7 @@ def test_a_scan_that_fails_stops_the_pipeline_before_anything_is_published(gitla
     metadata = b"Metadata-Version: 2.1\nName: requests\nVersion: 2.19.1\nLicense: Apache 2.0\n"
     files = tar({"usr/lib/python3/site-packages/requests-2.19.1.dist-info/METADATA": metadata})
     base = hand_image(gitlab.folder / "base", files)
-    gitlab.change("A base image", {"pipeline.yaml": [("base: scratch", f"base: oci:base@{base}")]})
+    gitlab.change("A base image", {"pipeline.yaml": [("  base: scratch\n", f"  base: oci:base@{base}\n")]})
     stopped = gitlab.run("model-image", "examine", "scan", "publish")
     gitlab.back()
     assert stopped.started == ("model-image", "examine", "scan"), stopped.output

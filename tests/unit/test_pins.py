@@ -114,6 +114,19 @@ def test_an_image_is_the_one_that_the_lock_names():
 
 
 @pytest.mark.parametrize(
+    ("base", "known"),
+    [
+        (f"docker.io/library/python@sha256:{SHA}", True),  # without a tag the digest must be that of any
+        (f"docker.io/library/python@sha256:{'0' * 64}", False),
+        (f"oci:base@sha256:{'0' * 64}", True),  # a folder, in no registry that could be asked
+    ],
+)
+def test_a_base_image_is_one_of_the_lock_or_a_folder(base, known):
+    found = pins.faults({"pipeline.yaml": f"image:\n  base: {base}\n", pins.LOCK: LOCK % SHA})
+    assert found == [] if known else "give both the same" in found[0]
+
+
+@pytest.mark.parametrize(
     ("short", "full"),
     [
         ("python", "docker.io/library/python"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pipeline import errors
 from pipeline.errors import SettingsError
 from pipeline.execution import Paths
-from pipeline.runner import Plan, Runner, needed
+from pipeline.runner import Plan, Runner, needed, refuse_unprotected
 from pipeline.stages import BY_NAME
 
 SHOWN = 20
@@ -41,6 +41,7 @@ def _walk(runner: Runner, names: Sequence[str]) -> int:
     from pipeline import ci, logs, report
 
     wanted = needed(names)
+    refuse_unprotected(set(names))  # before anything else is looked at, so that the reason is this one
     if ci.vendor() != ci.LAPTOP:
         runner.recall(name for name in wanted if name not in names)
         wanted = [name for name in wanted if name in names]

@@ -196,7 +196,7 @@ train-anyway: {extends: .anywhere, image: $CPU_IMAGE, stage: train, tags: [gpu],
 publish-anyway: {extends: .anywhere, image: $CPU_IMAGE, stage: publish, script: [make publish]}
 promote-anyway: {extends: .host, stage: promote, script: [make promote]}
 rollback-anyway: {extends: .host, stage: rollback, script: [make rollback]}
-pretend: {extends: .host, stage: promote, script: [CI_COMMIT_REF_PROTECTED=true make train]}
+pretend: {extends: .host, stage: promote, script: [CI_COMMIT_REF_PROTECTED=true make data]}
 """
 EVIL_JOBS = ("train-anyway", "publish-anyway", "promote-anyway", "rollback-anyway", "pretend")
 

@@ -51,16 +51,17 @@ class Authorization:
                 self._header = self._token(self._challenge)
             return self._header
 
-    def renew(self, refused: Answer, sent: str) -> str:
-        """What to send instead of `sent`, which was answered with this 401.
+    def renew(self, refused: Answer, sent: str) -> tuple[str, bool]:
+        """What to send instead of `sent`, which was answered with this 401; and whether it was got for this very 401.
 
-        Raises Refused if there is no login, or if it was refused.
+        What another thread got meanwhile may be for other rights, or used up already, so it may be refused in its
+        turn. Raises Refused if there is no login, or if it was refused.
         """
         challenge = refused.headers.get("WWW-Authenticate", "")
         scheme, _, rest = challenge.partition(" ")
         with self._lock:
             if sent != self._header:  # another thread was told the same a moment ago
-                return self._header
+                return self._header, False
             if scheme.lower() == "basic":
                 self._header = self._basic(sent)
             elif scheme.lower() == "bearer":
@@ -69,7 +70,7 @@ class Authorization:
                 raise ProgramFailed(
                     f"{self._host} asks for a login of a kind that is not known here: {challenge or 'none named'}"
                 )
-            return self._header
+            return self._header, True
 
     def refused(self) -> str:
         """The text for a person whose login does not open the registry."""

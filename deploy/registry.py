@@ -34,6 +34,7 @@ from pipeline.errors import IntegrityError, ProgramFailed
 
 ATTEMPTS = 5
 _BACKOFF_S = 0.25
+_LOGINS = 4  # as many as there are uploads side by side, whose tokens may be for other rights
 _PATIENCE_S = 60.0  # the most that one Retry-After is waited for
 _PAGES_AT_MOST = 10_000
 _ACCEPT = ", ".join(
@@ -199,11 +200,17 @@ class Client:
         return self._retrying(lambda: self.once(request, expected))
 
     def once(self, request: Request, expected: tuple[int, ...]) -> Answer:
-        """One try, with one login if the registry asks for it. Raises Unreachable or Refused."""
-        answer, sent = self._send(request)
-        if answer.status == 401:
-            self._authorization.renew(answer, sent)
-            answer, _ = self._send(request)
+        """One try, with a login if the registry asks for it. Raises Unreachable or Refused.
+
+        A refusal of what was got for this very request is a no; of what another thread got, it is worth another try.
+        """
+        header, ours = self._authorization.header(), False
+        answer, sent = self._send(request, header)
+        for _ in range(_LOGINS):
+            if answer.status != 401 or ours or sent != header:  # no login goes to another host
+                break
+            header, ours = self._authorization.renew(answer, sent)
+            answer, sent = self._send(request, header)
         if answer.status in expected:
             return answer
         if answer.status == 429 or answer.status >= 500:
@@ -227,11 +234,10 @@ class Client:
                 self.pause(attempt, trouble)
         raise AssertionError("pause raises on the last attempt")
 
-    def _send(self, request: Request) -> tuple[Answer, str]:
+    def _send(self, request: Request, header: str) -> tuple[Answer, str]:
         """The answer, and the Authorization that went with the request (to the registry's own host only)."""
         if urllib.parse.urlsplit(request.url).netloc != urllib.parse.urlsplit(self.api).netloc:
             return self._transport(request), ""
-        header = self._authorization.header()
         return self._transport(request.with_header("Authorization", header) if header else request), header
 
     def _refusal(self, request: Request, answer: Answer) -> str:

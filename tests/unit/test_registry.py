@@ -12,7 +12,7 @@ from deploy.credentials import Login, login_for
 from deploy.oci import LAYER, Descriptor, of_bytes
 from deploy.publish import RemoteRegistry, give_version
 from deploy.registry import ATTEMPTS, Client
-from deploy.transport import Answer, Unreachable
+from deploy.transport import Answer, Request, Unreachable
 from deploy.uploads import Upload
 from pipeline.errors import IntegrityError, ProgramFailed
 from pipeline.run import Done
@@ -187,6 +187,30 @@ def test_token_that_ran_out_is_replaced():
     one.resolve("v1")
     one.resolve("v2")
     assert wire.asked[-1][2]["Authorization"] == "Bearer two"
+
+
+def test_token_that_another_thread_got_for_other_rights_is_followed_by_one_of_our_own():
+    fetched, sent = [], []
+
+    def registry(request):
+        """A token is good for one kind of right; while our POST is refused, a HEAD elsewhere gets a token to pull."""
+        if "auth.example" in request.url:
+            fetched.append("push" if "push" in request.url else "pull")
+            return answer(200, json.dumps({"token": fetched[-1]}).encode())
+        wants = "push" if request.method == "POST" else "pull"
+        given = request.headers.get("Authorization", "")
+        if given == f"Bearer {wants}":
+            return answer(202 if wants == "push" else 200)
+        if request.method == "POST":
+            sent.append(given)
+            if len(sent) == 1:
+                there.once(Request("HEAD", f"{there.api}/manifests/x"), (200,))
+        scope = f'Bearer realm="https://auth.example/token",scope="repository:a:{wants}"'
+        return answer(401, WWW_Authenticate=scope)
+
+    there = client(registry)
+    assert there.once(Request("POST", f"{there.api}/blobs/uploads/"), (202,)).status == 202
+    assert (sent, fetched) == (["", "Bearer pull"], ["pull", "push"])
 
 
 def test_login_is_not_sent_to_a_token_service_over_plain_http():

@@ -166,6 +166,11 @@ class Environment:
 
     # --- doing ---
 
+    def begin(self) -> None:
+        """Notes that a change begins: whoever finds it unfinished puts right what it left."""
+        if self.now != State():
+            self._write(self.now.placed, changing=True)
+
     def start(self, release: Release) -> Version:
         """Starts a release as the candidate, without traffic; an earlier candidate is ended first."""
         if self.placed(CANDIDATE):

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy import engine
 from deploy.engine import Container
 from deploy.handles import Handle
-from deploy.targets.containers import DIGEST
+from deploy.targets.containers import DIGEST, Place
 from deploy.targets.docker import Docker
 from deploy.targets.local import Local
 from pipeline.errors import ProgramFailed
@@ -41,22 +42,28 @@ def logs(state: Path, name: str, tail: int, follow: bool) -> Iterator[str]:
 def down(settings: Settings, state: Path) -> list[str]:
     """Stops every version and router of both environments; returns what it stopped, a line each.
 
-    Clients are refused first, requests that are being answered finish (target.drain_s at most).
+    Clients are refused first, requests that are being answered finish (target.drain_s at most). Raises EngineSilent,
+    and clients are served as before, where containers run and the engine does not answer.
     """
     from deploy import environment, router, standing
 
-    stopped, containers = [], settings.target.kind == "docker"
-    for name in environment.NAMES:
-        here = environment.Environment(settings, state, name)
-        containers |= any(isinstance(one, Container) for one in _handles(here.now))
+    stopped = []
+    all_here = [environment.Environment(settings, state, name) for name in environment.NAMES]
+    containers = settings.target.kind == "docker" or any(
+        isinstance(one, Container) for here in all_here for one in _handles(here.now)
+    )
+    if containers:
+        engine.labelled(Place.of(state, "").labels())  # nothing is begun that the engine cannot end
+    for name, here in zip(environment.NAMES, all_here, strict=True):
+        here.begin()
         _drain(settings, here)
         stopped += _stop(here)
         stopped += [f"{name}: {line}" for line in router.sweep(state.resolve() / "run" / name)]
         standing.state_file(state, name).unlink(missing_ok=True)
         shutil.rmtree(state / "run" / name, ignore_errors=True)
     if containers:
-        engine = Docker(settings, state, "")
-        stopped += [*engine.sweep_routers(), *engine.sweep((), everything=True)]
+        docker = Docker(settings, state, "")
+        stopped += [*docker.sweep_routers(), *docker.sweep((), everything=True)]
     return stopped + Local(settings, state, "").sweep((), everything=True)
 
 
@@ -128,9 +135,11 @@ def _told(seen: Mapping) -> dict:
 def _drain(settings: Settings, here: Any) -> None:
     """Closes the public ports, and waits for what is being answered."""
     router = here.now.router
-    if not router or not router.serving():
+    if not router:
         return
     try:
+        if not router.process.alive():
+            return
         router.refuse_clients()
         deadline = time.monotonic() + settings.target.drain_s
         while any(router.active(one.version.key) for one in here.now.placed) and time.monotonic() < deadline:

@@ -246,6 +246,31 @@ def test_production_that_hangs_is_seen_and_the_next_promotion_mends_it(world, pa
     assert [row["answers"] for row in world.rows_of()] == [True]
 
 
+def test_down_that_is_killed_once_clients_are_refused_is_mended_by_the_next_promotion(world, monkeypatch):
+    first = fake.publish(world.tmp_path, 1)
+    evidence = world.release(first)
+    serving = who(world.by_role()["stable"])
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(targets, "_stop", _stopped_here)
+        targets.down(support.settings(world.changes), world.state)
+    assert world.why_not(first) == "production was left in the middle of a change"
+    assert [row["answers"] for row in world.rows_of()] == [False]
+    assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
+    assert world.why_not(first) is None
+    assert who(world.by_role()["stable"]) == serving
+
+
+@pytest.mark.parametrize("world", [pytest.param("docker", marks=support_engine.SLOW)], indirect=True)
+def test_down_that_the_engine_does_not_answer_refuses_no_client(world, monkeypatch):
+    world.changes["target.router"] = ""  # a process: that one could be ended without the engine
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    with monkeypatch.context() as without, pytest.raises(engine.EngineSilent):
+        without.setenv("DOCKER_HOST", f"unix://{world.tmp_path}/none")
+        targets.down(support.settings(world.changes), world.state)
+    assert world.why_not(first) is None
+
+
 def test_candidate_that_dies_by_itself_is_seen_though_clients_are_rescued(world):
     world.release(fake.publish(world.tmp_path, 1))
     result, evidence = world.canary(fake.publish(world.tmp_path, 2, die_after=10))
@@ -328,6 +353,10 @@ def test_router_that_dies_mid_canary_is_an_error_and_leaves_no_candidate(world):
     assert [row["role"] for row in world.rows_of()] == ["stable"]
     world.changes |= {"canary.step_s": 0.5}
     world.release(second)
+
+
+def _stopped_here(here) -> None:
+    raise KeyboardInterrupt
 
 
 def _hit_candidate(world, sign: int) -> None:

@@ -313,6 +313,7 @@ def _switch(context: Context, release: Release, judged: Handle | None, name: str
     version = here.placed(STABLE)
     if version is None:
         raise ProgramFailed("the version that was given the traffic is gone. Run the stage again.")
+    here.back()  # a candidate that this release left behind
     here.tidy()
     silent = standing.silent(context, "production")
     if silent:

@@ -23,13 +23,23 @@ def look(settings: Settings, state: Path) -> list[dict]:
     """What runs: a row per version, production's first.
 
     Each has environment, version, digest, role, weight (percent), pid (of a process), rest and grpc (HOST:PORT where
-    clients ask), alive, router_alive, answers (whether clients are served there now), and requests (answered
-    so far; None where the router does not say). A container's row also says its id (container), name, health, since,
-    restarts and ports, and `trouble` where the engine does not answer.
+    clients ask), alive, router_alive, answers (whether clients are served there now), changing (whether a change is
+    under way there, or was left unfinished), and requests (answered so far; None where the router does not say). A
+    container's row also says its id (container), name, health, since, restarts and ports, and `trouble` where the
+    engine does not answer.
     """
     from deploy import environment
 
     return [row for name in environment.NAMES for row in _look(settings, environment.read(state, name), name)]
+
+
+def candidate(state: Path) -> tuple[int, str] | None:
+    """The number and digest of the version that a canary of production started, and that was neither promoted nor
+    ended; None where there is none."""
+    from deploy import environment
+
+    found = environment.read(state, "production").by_role(environment.CANDIDATE)
+    return (found.version.number, found.version.digest) if found else None
 
 
 def logs(state: Path, name: str, tail: int, follow: bool) -> Iterator[str]:
@@ -95,6 +105,7 @@ def _look(settings: Settings, now: Any, name: str) -> list[dict]:
             "router": str(now.router.process) if now.router else "",
             "router_alive": router_alive,
             "answers": answers,
+            "changing": now.changing,
             "requests": counts[one.version.key].requests if one.version.key in counts else None,
         }
         for one in now.placed

@@ -250,9 +250,10 @@ def test_down_that_is_killed_once_clients_are_refused_is_mended_by_the_next_prom
     first = fake.publish(world.tmp_path, 1)
     evidence = world.release(first)
     serving = who(world.by_role()["stable"])
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed:
         killed.setattr(targets, "_stop", _stopped_here)
-        targets.down(support.settings(world.changes), world.state)
+        with pytest.raises(KeyboardInterrupt):
+            targets.down(support.settings(world.changes), world.state)
     assert world.why_not(first) == "production was left in the middle of a change"
     assert [row["answers"] for row in world.rows_of()] == [False]
     assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
@@ -265,9 +266,10 @@ def test_down_that_the_engine_does_not_answer_refuses_no_client(world, monkeypat
     world.changes["target.router"] = ""  # a process: that one could be ended without the engine
     first = fake.publish(world.tmp_path, 1)
     world.release(first)
-    with monkeypatch.context() as without, pytest.raises(engine.EngineSilent):
+    with monkeypatch.context() as without:
         without.setenv("DOCKER_HOST", f"unix://{world.tmp_path}/none")
-        targets.down(support.settings(world.changes), world.state)
+        with pytest.raises(engine.EngineSilent):
+            targets.down(support.settings(world.changes), world.state)
     assert world.why_not(first) is None
 
 
@@ -318,6 +320,18 @@ def test_canary_killed_while_its_version_starts_leaves_no_process_behind_the_nex
     assert fake.lives(pid)
     world.release(fake.publish(world.tmp_path, 3))
     assert not fake.lives(pid)
+
+
+def test_rollback_takes_the_traffic_of_a_version_that_was_left_in_its_canary(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    world.canary(second)
+    number, digest = targets.candidate(world.state)
+    assert (number, digest) == (2, world.by_role()["candidate"]["digest"])
+    assert rollout.rollback(world.context(first)).outcome is Outcome.PASSED
+    assert targets.candidate(world.state) is None
+    assert [(row["role"], row["weight"]) for row in world.rows_of()] == [("stable", 100)]
+    assert world.why_not(first) is None
 
 
 def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world):

@@ -307,7 +307,7 @@ def _switch(context: Context, release: Release, judged: Handle | None, name: str
     """All traffic to a release: to the judged process, else to any that runs it, else to one started now."""
     here = open_environment(context, "production")
     before = here.placed(STABLE)
-    found = (here.warm(release.digest, judged) if judged else None) or here.warm(release.digest)
+    found = (here.warm(release, judged) if judged else None) or here.warm(release)
     warm = found is not None
     took_s = here.settle(found or here.start(release))
     version = here.placed(STABLE)

@@ -13,6 +13,7 @@ from deploy import engine, handles, rollout, standing, targets
 from deploy.environment import read
 from deploy.load import Load, bodies
 from deploy.targets.containers import Place
+from deploy.web import Session
 from pipeline.errors import ProgramFailed
 from pipeline.stages import Outcome
 from tests import support, support_docker, support_engine
@@ -208,6 +209,22 @@ def test_version_that_serves_already_is_measured_and_keeps_its_process(world):
     assert who(world.by_role()["stable"]) == serving
     assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
     assert who(world.by_role()["stable"]) == serving
+
+
+def test_same_image_under_another_number_is_served_under_that_number(world):
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    said = json.loads((first / "published.json").read_text())
+    again = world.tmp_path / "published-again"
+    again.mkdir()
+    (again / "published.json").write_text(json.dumps(said | {"version": 2}))
+    assert world.why_not(again) == f"production serves version 1 ({said['digest'][:19]}…)"
+    world.release(again)
+    assert {role: row["version"] for role, row in world.by_role().items()} == {"stable": 2, "previous": 1}
+    requests = bodies(world.rows / "test_features.npy", 1)
+    with Session("127.0.0.1:20311", 10) as client:
+        status, answer = client.ask("POST", "/v1/models/digits:predict", requests[0])
+    assert (status, json.loads(answer)["predictions"][0]["version"]) == (200, 2)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])

@@ -242,4 +242,6 @@ class RemoteRegistry:
         there = load(self._client, image.digest)
         for blob in there.blobs:
             if complaint := self._client.lacks(blob):
-                raise IntegrityError(f"{complaint}, just after it was pushed; do not trust this registry")
+                raise IntegrityError(
+                    f"{complaint}, though it was sent what it lacked. {self._client.mending(blob.digest)}"
+                )

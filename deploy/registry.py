@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from deploy.authorization import Authorization
 from deploy.credentials import Login, login_for
-from deploy.oci import CHUNK_BYTES, DOCKER_TYPES, INDEX, MANIFEST, Descriptor, of_bytes, parse_json
+from deploy.oci import CHUNK_BYTES, DOCKER_TYPES, INDEX, MANIFEST, REPUBLISH, Descriptor, of_bytes, parse_json
 from deploy.transport import (
     Answer,
     Network,
@@ -73,9 +73,16 @@ class Client:
             )
         if of_bytes(body) != digest:
             raise IntegrityError(
-                f"{self.repository} answered {of_bytes(body)} when asked for manifest {digest}"
+                f"{self.repository} answered {of_bytes(body)} when asked for manifest {digest}. {self.mending(digest)}"
             )
         return body
+
+    def mending(self, digest: str) -> str:
+        """What to do about a blob or manifest that is damaged in the registry: publishing looks at sizes alone."""
+        return (
+            f"{self.repository} keeps it damaged, and may take no other in its place: delete {digest} there, then "
+            f"{REPUBLISH}. Where nothing can be deleted, name another repository (publish.registry)."
+        )
 
     def resolve(self, reference: str) -> str | None:
         """The digest that a tag (or digest) names; None if it names nothing.
@@ -170,7 +177,8 @@ class Client:
         if size is not None and int(size) != expected:
             answer.body.close()
             raise IntegrityError(
-                f"{self.repository} sends {size} bytes of {blob.digest} where {expected} of its {blob.size} belong"
+                f"{self.repository} sends {size} bytes of {blob.digest} where {expected} of its {blob.size} belong."
+                f" {self.mending(blob.digest)}"
             )
         while start and not partial:  # this registry knows no ranges
             skipped = read(answer.body, min(start, CHUNK_BYTES))

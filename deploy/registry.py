@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -42,6 +43,10 @@ _ACCEPT = ", ".join(
 )
 
 
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
 class Client:
     """One repository of one registry, `HOST[:PORT]/NAME`. Any number of threads may use it.
 
@@ -56,6 +61,7 @@ class Client:
         transport: Transport | None = None,
         login: Callable[[str], Login | None] = login_for,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = _say,
     ):
         self.repository = repository
         self.host, _, self.name = repository.partition("/")
@@ -63,6 +69,7 @@ class Client:
         self._transport = transport or Network()
         self._authorization = Authorization(self.host, self.name, self._transport, login=login)
         self._sleep = sleep
+        self._tell = say
 
     def manifest(self, digest: str) -> bytes:
         """The manifest of this digest, verified."""
@@ -195,13 +202,15 @@ class Client:
         return url
 
     def pause(self, attempt: int, trouble: Unreachable) -> None:
-        """Waits before the next try. Raises ProgramFailed when there have been enough."""
+        """Says what went wrong, and waits before the next try. Raises ProgramFailed when there have been enough."""
         if attempt + 1 >= ATTEMPTS:
             raise ProgramFailed(
                 f"{self.host} failed {ATTEMPTS} times: {trouble}. Check that it runs and that this machine"
                 " reaches it, then run this again; what was uploaded is kept."
             ) from trouble
-        self._sleep(_BACKOFF_S * 2**attempt if trouble.wait_s is None else min(trouble.wait_s, _PATIENCE_S))
+        wait_s = _BACKOFF_S * 2**attempt if trouble.wait_s is None else min(trouble.wait_s, _PATIENCE_S)
+        self._tell(f"{self.host}: {trouble}; try {attempt + 2} of {ATTEMPTS} follows in {wait_s:g} s")
+        self._sleep(wait_s)
 
     def ask(self, request: Request, expected: tuple[int, ...]) -> Answer:
         """An answer with one of the expected statuses, after as many tries as are worth it."""

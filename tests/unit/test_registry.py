@@ -91,6 +91,16 @@ def test_pauses_grow_and_end_in_a_clear_error():
     assert sum(slept) < 10
 
 
+def test_each_trouble_is_said_before_it_is_tried_again(capsys):
+    troubles = [Unreachable("timed out"), answer(503), Unreachable("timed out", 9)]
+    client(Wire(*troubles, answer(404))).resolve("v1")
+    assert capsys.readouterr().err.splitlines() == [
+        "  registry.example: timed out; try 2 of 5 follows in 0.25 s",
+        "  registry.example: Service Unavailable (503); try 3 of 5 follows in 0.5 s",
+        "  registry.example: timed out; try 4 of 5 follows in 9 s",
+    ]
+
+
 @pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 60.0), ("tomorrow", 0.25)])
 def test_registry_says_how_long_to_wait_within_reason(header, pause):
     slept = []

@@ -154,6 +154,14 @@ def parse_json(body: bytes, name: str) -> dict:
     return document
 
 
+def is_manifest(body: bytes) -> bool:
+    """Whether a document is a manifest, of an image, an artifact or several of them."""
+    try:
+        return bool({"layers", "manifests"} & parse_json(body, "a manifest").keys())
+    except IntegrityError:
+        return False
+
+
 def encode(document: Mapping) -> bytes:
     """A document as bytes; equal documents give equal bytes."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

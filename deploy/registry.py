@@ -16,7 +16,17 @@ from typing import Any, BinaryIO
 
 from deploy.authorization import Authorization
 from deploy.credentials import Login, login_for
-from deploy.oci import CHUNK_BYTES, DOCKER_TYPES, INDEX, MANIFEST, REPUBLISH, Descriptor, of_bytes, parse_json
+from deploy.oci import (
+    CHUNK_BYTES,
+    DOCKER_TYPES,
+    INDEX,
+    MANIFEST,
+    REPUBLISH,
+    Descriptor,
+    is_manifest,
+    of_bytes,
+    parse_json,
+)
 from deploy.transport import (
     Answer,
     Network,
@@ -24,8 +34,9 @@ from deploy.transport import (
     Request,
     Transport,
     Unreachable,
+    following,
     is_loopback,
-    is_safe,
+    number,
     read,
     retry_after_s,
     said,
@@ -101,11 +112,22 @@ class Client:
         )
         if answer.status == 404:
             return None
-        named = answer.headers.get("Docker-Content-Digest")  # optional in the specification
-        named = named or of_bytes(self._read(f"{self.api}/manifests/{reference}")[1])
+        named = answer.headers.get("Docker-Content-Digest") or self._computed(
+            reference
+        )  # optional in the specification
         if reference.startswith("sha256:") and named != reference:
             raise IntegrityError(f"{self.repository} answered {named} when asked for {reference}")
         return named
+
+    def _computed(self, reference: str) -> str:
+        """The digest of what is there. Raises ProgramFailed where that is no manifest, as of a plain web server."""
+        body = self._read(f"{self.api}/manifests/{reference}")[1]
+        if not is_manifest(body):
+            raise ProgramFailed(
+                f"{self.host} answered with no manifest when asked for {reference} of {self.repository}: it is no "
+                "container registry, or something that answers everything stands before it. Correct the address."
+            )
+        return of_bytes(body)
 
     def tagged(self, tag: str) -> bytes | None:
         """The manifest that a tag names now; None if it names nothing."""
@@ -131,8 +153,8 @@ class Client:
             if answer.status == 404:
                 return pages
             pages.append(parse_json(body, f"{name} of {self.repository}"))
-            following = re.search(r'<([^>]+)>\s*;\s*rel="?next', answer.headers.get("Link", ""))
-            url = self.place(following[1], url) if following else None
+            another = re.search(r'<([^>]+)>\s*;\s*rel="?next', answer.headers.get("Link", ""))
+            url = self.place(another[1], url) if another else None
         return pages
 
     def lacks(self, blob: Descriptor) -> str | None:
@@ -140,8 +162,8 @@ class Client:
         answer = self.ask(Request("HEAD", f"{self.api}/blobs/{blob.digest}"), (200, 404))
         if answer.status == 404:
             return f"{blob.digest} is not in {self.repository}"
-        size = answer.headers.get("Content-Length")
-        if size is not None and int(size) != blob.size:
+        size = number(answer.headers.get("Content-Length"))
+        if size is not None and size != blob.size:
             return f"{blob.digest} in {self.repository} has {size} bytes instead of {blob.size}"
         return None
 
@@ -179,9 +201,9 @@ class Client:
         headers = {"Range": f"bytes={start}-"} if start else {}
         answer = self.ask(Request("GET", f"{self.api}/blobs/{blob.digest}", headers), (200, 206))
         partial = start and answer.status == 206
-        size = answer.headers.get("Content-Length")
+        size = number(answer.headers.get("Content-Length"))
         expected = blob.size - start if partial else blob.size
-        if size is not None and int(size) != expected:
+        if size is not None and size != expected:
             answer.body.close()
             raise IntegrityError(
                 f"{self.repository} sends {size} bytes of {blob.digest} where {expected} of its {blob.size} belong."
@@ -196,10 +218,7 @@ class Client:
 
     def place(self, location: str, base: str = "") -> str:
         """The address that the registry names for what comes next. Raises ProgramFailed if it is not safe."""
-        url = urllib.parse.urljoin(base or f"{self.api}/", location)
-        if not is_safe(url):
-            raise ProgramFailed(f"{self.host} sends to {url!r}, which is not https; nothing was sent there")
-        return url
+        return following(self.host, base or f"{self.api}/", location)
 
     def pause(self, attempt: int, trouble: Unreachable) -> None:
         """Says what went wrong, and waits before the next try. Raises ProgramFailed when there have been enough."""

@@ -12,7 +12,7 @@ from deploy.credentials import Login, login_for
 from deploy.oci import LAYER, Descriptor, of_bytes
 from deploy.publish import RemoteRegistry, give_version
 from deploy.registry import ATTEMPTS, Client
-from deploy.transport import Answer, Request, Unreachable
+from deploy.transport import Answer, Network, Request, Unreachable
 from deploy.uploads import Upload
 from pipeline.errors import IntegrityError, ProgramFailed
 from pipeline.run import Done
@@ -101,7 +101,7 @@ def test_each_trouble_is_said_before_it_is_tried_again(capsys):
     ]
 
 
-@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 60.0), ("tomorrow", 0.25)])
+@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 60.0), ("tomorrow", 0.25), ("²", 0.25)])
 def test_registry_says_how_long_to_wait_within_reason(header, pause):
     slept = []
     client(Wire(answer(429, Retry_After=header), answer(404)), sleep=slept.append).resolve("v1")
@@ -430,7 +430,42 @@ def test_list_of_tags_that_is_none_is_refused(body):
 
 
 def test_digest_of_a_tag_is_computed_where_the_registry_does_not_say_it():
-    assert client(Wire(answer(200), answer(200, b"{}"))).resolve("v1") == of_bytes(b"{}")
+    body = b'{"schemaVersion":2,"layers":[]}'
+    assert client(Wire(answer(200), answer(200, body))).resolve("v1") == of_bytes(body)
+
+
+@pytest.mark.parametrize("reference", ["v1", "sha256:" + "0" * 64])
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{}", b'{"status":"ok"}'])
+def test_server_that_answers_everything_is_not_taken_for_a_registry(body, reference):
+    with pytest.raises(ProgramFailed, match=r"it is no container registry.*Correct the address"):
+        client(Wire(answer(200), answer(200, body))).resolve(reference)
+
+
+@pytest.mark.parametrize("number", ["²", "many", "9" * 5000])
+def test_number_in_a_header_that_is_none_counts_as_not_said(number):
+    assert client(Wire(answer(200, Content_Length=number))).lacks(BLOB) is None
+    opened = answer(202, Location="/up", OCI_Chunk_Min_Length=number)
+    assert ranges(in_parts(opened, at(3000), at(6000), at(7000), DONE)) == [
+        "0-2999",
+        "3000-5999",
+        "6000-6999",
+    ]
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[::bad/", "https://[::bad/", "http://elsewhere.example/blob?ticket=secret"]
+)
+def test_address_that_is_none_or_not_safe_is_named_and_nothing_is_sent_there(monkeypatch, place):
+    network = Network()
+    monkeypatch.setattr(network, "_one", lambda request: answer(307, Location=place))
+    for ask in (
+        lambda: network(Request("GET", "https://registry.example/v2/")),
+        lambda: client(Wire()).place(place),
+    ):
+        with pytest.raises(ProgramFailed, match="which is not https") as caught:
+            ask()
+        assert place.partition("?")[0] in str(caught.value)
+        assert "secret" not in str(caught.value)
 
 
 class Breaking(io.BytesIO):

@@ -195,6 +195,11 @@ def is_safe(url: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 
+def is_token(text: str) -> bool:
+    """Whether a text can stand in a header as a token."""
+    return bool(re.fullmatch(r"[!-~]+", text))
+
+
 def whole(answer: Answer) -> bytes:
     """The body of a document. Raises Unreachable if the connection breaks in the middle."""
     with answer.body:

@@ -307,7 +307,7 @@ def test_token_of_the_registry_itself_is_used_as_it_is():
     assert wire.asked[1][2]["Authorization"] == "Bearer r"
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"token": null}', b'{"token": 7}'])
+@pytest.mark.parametrize("body", [b"{}", b'{"token": null}', b'{"token": 7}', b'{"token": "two\\nlines"}'])
 def test_token_service_that_gives_no_token_is_named(body):
     with pytest.raises(ProgramFailed, match="answered without a token"):
         client(Wire(answer(401, WWW_Authenticate=BEARER), answer(200, body))).resolve("v1")
@@ -640,7 +640,23 @@ def test_helper_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch, cod
         "[]",
         {"auths": {"registry.example": {"auth": "%%%"}}},
         {"auths": {"registry.example": {"auth": "Y2k="}}},
+        {"auths": {"registry.example": {"auth": "ä"}}},
+        {"auths": {"registry.example": {"auth": 5}}},
+        {"auths": {"registry.example": {"username": ["ci"]}}},
+        {"auths": {"registry.example": {"username": "half a character: \ud800"}}},
+        {"auths": {"registry.example": {"registrytoken": "two\nlines"}}},
+        {"auths": {"registry.example": "x"}},
+        {"auths": {"registry.example": ["x"]}},
+        {"auths": "x"},
+        {"auths": ["registry.example"]},
+        {"credHelpers": ["registry.example"]},
+        {"credHelpers": "registry.example"},
+        {"credHelpers": {"registry.example": ["one"]}},
+        {"credHelpers": {"registry.example": "../one"}},
+        {"credsStore": {"x": 1}},
+        "[" * 100_000,
     ],
+    ids=range(19),
 )
 def test_configuration_that_cannot_be_read_is_named(tmp_path, document):
     with pytest.raises(ProgramFailed, match=r"config\.json.*docker login registry\.example"):

@@ -62,11 +62,11 @@ def print_status(seen: dict, authority: Authority) -> None:
             )
         trouble = _trouble(running) if live else None
         if trouble:
-            print(f"  {trouble}; `make ci-local` starts it")
+            print(f"  {trouble}")
         for line in _unfinished(seen, name):
             print(f"  {plain(line)}")
         for row in running:
-            state = f"{row['weight']:>3} % of traffic" if row["alive"] else "DEAD"
+            state = "DEAD" if row["alive"] is False else f"{row['weight']:>3} % of traffic"
             print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  {_runs_as(row)}")
         if name == "production" and seen["break_glass"]:
             print(_alarm(Entry(**seen["break_glass"]), authority, "  let in without the usual evidence"))
@@ -95,15 +95,17 @@ def print_logs(runner: Runner, name: str, tail: int, follow: bool) -> None:
 
 
 def _trouble(running: list[dict]) -> str | None:
-    """What keeps an environment from serving, by the rows of its versions."""
+    """What keeps an environment from serving or from being seen, by the rows of its versions; and the next move."""
     unseen = next((row["trouble"] for row in running if "trouble" in row), None)
     if unseen:
-        return unseen
+        served = "Clients are answered" if running[0]["answers"] else "Clients are NOT answered"
+        return f"{unseen} {served} at {running[0]['rest']}."
+    starts = "; `make ci-local` starts it"
     if not any(row["alive"] for row in running):
-        return "NOT RUNNING"
+        return f"NOT RUNNING{starts}"
     if not running[0]["router_alive"]:
-        return "its router is DEAD, so clients reach nothing"
-    return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}"
+        return f"its router is DEAD, so clients reach nothing{starts}"
+    return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}{starts}"
 
 
 def _unfinished(seen: Mapping, name: str) -> list[str]:

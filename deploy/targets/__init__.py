@@ -23,10 +23,10 @@ def look(settings: Settings, state: Path) -> list[dict]:
     """What runs: a row per version, production's first.
 
     Each has environment, version, digest, role, weight (percent), pid (of a process), rest and grpc (HOST:PORT where
-    clients ask), alive, router_alive, answers (whether clients are served there now), changing (whether a change is
-    under way there, or was left unfinished), and requests (answered so far; None where the router does not say). A
-    container's row also says its id (container), name, health, since, restarts and ports, and `trouble` where the
-    engine does not answer.
+    clients ask), alive and router_alive (None where the engine does not answer), answers (whether clients are served
+    there now), changing (whether a change is under way there, or was left unfinished), and requests (answered so far;
+    None where the router does not say). A container's row also says its id (container), name, health, since, restarts
+    and ports, and `trouble` where the engine does not answer.
     """
     from deploy import environment
 
@@ -85,8 +85,8 @@ def _look(settings: Settings, now: Any, name: str) -> list[dict]:
     from deploy import standing
 
     counts, answers = {}, False
-    router_alive = bool(now.router) and _seen(now.router.process)["alive"]
-    if router_alive:
+    router_alive = _seen(now.router.process)["alive"] if now.router else False
+    if now.router and router_alive is not False:
         try:
             counts = now.router.counts([one.version.key for one in now.placed], settings.canary.slow_ms)
         except ProgramFailed:
@@ -120,7 +120,7 @@ def _seen(handle: Handle) -> dict:
     try:
         seen = handle.look()
     except ProgramFailed as error:
-        return named | {"trouble": str(error)}
+        return named | {"alive": None, "trouble": str(error)}
     return named | (_told(seen) if seen else {})
 
 

@@ -287,6 +287,9 @@ def test_down_that_the_engine_does_not_answer_refuses_no_client(world, monkeypat
         without.setenv("DOCKER_HOST", f"unix://{world.tmp_path}/none")
         with pytest.raises(engine.EngineSilent):
             targets.down(support.settings(world.changes), world.state)
+        (row,) = world.rows_of()
+        assert (row["alive"], row["answers"]) == (None, True)
+        assert "does not answer" in row["trouble"]
     assert world.why_not(first) is None
 
 

@@ -172,7 +172,7 @@ def test_what_stands_is_told_by_the_engine(tmp_path, monkeypatch, state, reason)
         "production",
         State(router, (Placed(Version(3, DIGEST, CONTAINER, 1, 2, "/m"), "stable", 100),)),
     )
-    (tmp_path / "published.json").write_text(json.dumps({"digest": DIGEST}))
+    (tmp_path / "published.json").write_text(json.dumps({"digest": DIGEST, "version": 3}))
 
     def look(self):
         if isinstance(state, Exception):

@@ -156,6 +156,29 @@ def test_status_says_that_no_canary_is_at_work_on_a_version_that_has_traffic(cap
     assert "no canary" not in said
 
 
+@pytest.mark.parametrize(("answers", "served"), [(True, "are answered"), (False, "are NOT answered")])
+def test_status_calls_nothing_dead_that_the_engine_does_not_speak_of(capsys, answers, served):
+    unseen = {"alive": None, "router_alive": None, "container": "f00", "name": "digits-v2"}
+    silent = "the Docker engine does not answer at unix:///none. Start it."
+    said = shown(capsys, [row(**unseen, answers=answers, trouble=silent)]).splitlines()[2:]
+    assert said == [
+        f"  {silent} Clients {served} at 127.0.0.1:8501.",
+        "  v2 stable    100 % of traffic  127.0.0.1:8501  container digits-v2 (the engine does not say)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"alive": False}, "NOT RUNNING; `make ci-local` starts it"),
+        ({"router_alive": False}, "its router is DEAD, so clients reach nothing; `make ci-local` starts it"),
+        ({"answers": False}, "DOES NOT ANSWER at 127.0.0.1:8501; `make ci-local` starts it"),
+    ],
+)
+def test_status_says_what_does_not_serve_and_what_starts_it(capsys, seen, said):
+    assert shown(capsys, [row(**seen)]).splitlines()[2] == f"  {said}"
+
+
 def test_status_of_what_is_whole_says_nothing_more(capsys):
     assert shown(capsys, [row()]).splitlines()[2:] == [
         "  v2 stable    100 % of traffic  127.0.0.1:8501  pid 7"

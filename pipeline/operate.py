@@ -86,7 +86,9 @@ def print_logs(runner: Runner, name: str, tail: int, follow: bool) -> None:
     """What an environment's versions and router wrote (stdout); following ends with them, or with Ctrl-C."""
     if name not in CHANNELS:
         raise SettingsError(f"{name} is not an environment. Allowed: {', '.join(CHANNELS)}.")
-    silent = True
+    if tail < 0:
+        raise SettingsError(f"--tail {tail} is no number of lines. Allowed: 0 or more.")
+    silent = tail > 0
     for line in _targets().logs(runner.paths.state, name, tail, follow):
         silent = False
         print(plain(line), flush=follow)

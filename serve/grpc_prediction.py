@@ -11,6 +11,7 @@ from serve import grpc_spec, metadata, predict, tensors
 from serve.grpc_status import answered, later
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
 from serve.models import Models
+from serve.queues import queue_of, run_in
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
 
@@ -50,7 +51,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request: Any) -> Any:
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, request) as servable:
-            response = read_predict(servable.model, request, self._as_content).run(servable.model)
+            work = read_predict(servable.model, request, self._as_content)
+            response = run_in(queue_of(servable.model), work)
             return grpc_spec.answer(servable, response)
 
     @answered

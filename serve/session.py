@@ -107,7 +107,10 @@ def _signature(proto: Any) -> Signature:
 
 
 def _spec(info: Any) -> TensorSpec:
-    return TensorSpec(info.name, info.dtype)
+    shape = info.tensor_shape
+    if shape.unknown_rank:
+        return TensorSpec(info.name, info.dtype)
+    return TensorSpec(info.name, info.dtype, tuple(None if dim.size < 0 else dim.size for dim in shape.dim))
 
 
 def _serving_error(error: errors.OpError) -> ServingError:

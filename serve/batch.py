@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.model import Signature
+from serve.status import invalid
 
 Feeds = Mapping[str, np.ndarray]
+
+_PADDED_RANK_AT_MOST = 6
 
 
 class NotABatch(Exception):
@@ -94,3 +97,30 @@ def split(outputs: Sequence[np.ndarray], rows: Sequence[int], padding: int = 0) 
         parts.append([output[begin:end] for output in outputs])
         begin = end
     return parts
+
+
+def same_shapes(several: Sequence[Feeds]) -> list[Feeds]:
+    """Tensors of each name filled up to their largest size in each dimension but the first, with their first value.
+
+    Raises INVALID_ARGUMENT for tensors that cannot be filled, and leaves those of different rank as they are.
+    """
+    padded: list[dict[str, np.ndarray]] = [{} for _ in several]
+    for name in several[0]:
+        arrays = [feeds[name] for feeds in several]
+        ranks = {array.ndim for array in arrays}
+        if len(ranks) == 1 and max(ranks) > _PADDED_RANK_AT_MOST:
+            raise invalid("Only tensors with rank from 1 to 6 can be padded.")
+        sizes = np.max([array.shape[1:] for array in arrays], axis=0) if len(ranks) == 1 else ()
+        for feeds, array in zip(padded, arrays, strict=True):
+            feeds[name] = _padded(array, tuple(sizes)) if len(ranks) == 1 else array
+    return list(padded)
+
+
+def _padded(array: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    if array.shape[1:] == sizes:
+        return array
+    if not array.size:
+        raise invalid("Got empty tensor in batch of non-empty tensors.")
+    whole = np.full((array.shape[0], *sizes), array.reshape(-1)[0], array.dtype)
+    whole[tuple(slice(0, size) for size in array.shape)] = array
+    return whole

@@ -64,8 +64,18 @@ class Flags:
     rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
-    adaptive_batching: bool = _flag(True, "Batching", "without --enable_batching: join requests that wait while the "
-                                    "model is busy, where its signatures allow", own=True)
+    enable_batching: bool = _flag(False, "Batching", "join requests as TF Serving does, by the parameters below; "
+                                  "without it they are joined as --adaptive_batching says")
+    batching_parameters_file: str = _flag("", "Batching", "text-format BatchingParameters; needs --enable_batching")
+    enable_per_model_batching_parameters: bool = _flag(False, "Batching", "read batching_params.pbtxt in the version's "
+                                                       "folder instead; a version without it is not batched")
+    adaptive_batching: bool = _flag(True, "Batching", "join the requests that wait while a model is busy, where its "
+                                    "signatures allow; nothing waits for others to come", own=True)
+    adaptive_batch_rows: int = _flag(512, "Batching", "rows that are joined at most", own=True)
+    max_waiting_requests: int = _flag(1024, "Batching", "requests that may wait for a version, without "
+                                      "--enable_batching; more are refused (429, RESOURCE_EXHAUSTED); 0: no limit",
+                                      own=True)
+    max_waiting_mb: int = _flag(1024, "Batching", "the same for what these hold, in MiB; 0: no limit", own=True)
 
     address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
     drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
@@ -78,9 +88,6 @@ class Flags:
 
     model_config_file_poll_wait_seconds: int = _idle(0, "Without effect yet", "re-read the config file this often")
     allow_version_labels_for_unavailable_models: bool = _idle(False, "Without effect yet", "labels before availability")
-    enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
-    batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
-    enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
     num_load_threads: int = _idle(0, "Without effect yet", "threads that load")
     num_unload_threads: int = _idle(0, "Without effect yet", "threads that unload")
     monitoring_config_file: str = _idle("", "Without effect yet", "text-format MonitoringConfig")
@@ -126,7 +133,10 @@ def _check(flags: Flags) -> None:
     for name in ("port", "rest_api_port"):
         if not 0 <= getattr(flags, name) <= 65535:
             raise UsageError(f"--{name} is {getattr(flags, name)}; a port lies between 0 and 65535")
-    for name in ("max_num_load_retries", "grpc_max_threads", "rest_api_num_threads", "drain_seconds"):
+    for name in (
+        "max_num_load_retries", "grpc_max_threads", "rest_api_num_threads", "drain_seconds", "adaptive_batch_rows",
+        "max_waiting_requests", "max_waiting_mb",
+    ):  # fmt: skip
         if not getattr(flags, name) >= 0:
             raise UsageError(f"--{name} is {getattr(flags, name)}; it cannot be negative")
 

@@ -44,7 +44,6 @@ class Unobserved:
 class Options:
     """How runs are done where TF Serving's own batching was not asked for."""
 
-    adaptive: bool = True
     rows_at_most: int = 512
     runners: int = 1
     threads_alone: int = field(default_factory=lambda: 4 * len(os.sched_getaffinity(0)))
@@ -217,11 +216,6 @@ class Queued:
         """Ends the queue's threads, then the model."""
         self._close_queue()
         self._model.close()
-
-
-def queued(model: Model, name: str, options: Options) -> Queued:
-    """A model with a queue of its own."""
-    return Queued(model, (Adaptive if options.adaptive else Direct)(model, name, options))
 
 
 def queue_of(model: Model) -> Queue:

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, queues, rest_server
+from serve import config, framework, listeners, log, queueing, rest_server
 from serve.flags import Flags
 from serve.model import Model
 from serve.models import LoadPolicy, Models
@@ -89,7 +89,7 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
         inter_op_threads=flags.tensorflow_inter_op_parallelism or both,
     )
 
-    queue_options = queues.Options(flags.adaptive_batching)
+    queue = queueing.maker(flags)
 
     def load(path: Path) -> Model:
         model = session.load(path, options)
@@ -98,7 +98,7 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
                 warmup.replay(
                     model, path, grpc_prediction.read_predict, flags.num_request_iterations_for_warmup
                 )
-            return queues.queued(model, f"{path.parent.name}/{path.name}", queue_options)
+            return queue(model, path)
         except BaseException:
             model.close()
             raise

@@ -48,6 +48,7 @@ class Batching:
         if not rows:
             return self._alone.submit(feeds, fetches, deadline, done)
         queue, order = found
+        feeds = {name: feeds[name] for name in sorted(feeds)}
         whole = Task(feeds, order, deadline, _ordered(done, order, fetches), rows)
         whole.late_error = _WAITED_TOO_LONG
         splitter = _Splitter(whole, self._parameters)

@@ -17,6 +17,8 @@ def lean() -> None:
     """Makes TensorFlow's modules importable one by one; does nothing if TensorFlow is imported already."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Threads within operations are each session's own, and not as many as the first session asked for.
+    os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "true")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if "tensorflow" in sys.modules:
         return

@@ -1,6 +1,8 @@
 """Which queue a version gets: what the flags say."""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from serve import batching_parameters
@@ -23,8 +25,19 @@ def maker(flags: Flags, observer: Observer | None = None) -> Callable[[Model, Pa
     )
     if flags.enable_batching:
         return _batching(flags, options)
-    kind = Adaptive if flags.adaptive_batching else Direct
-    return lambda model, path: Queued(model, kind(model, _name(path), options))
+    if not flags.adaptive_batching:
+        return lambda model, path: Queued(model, Direct(model, _name(path), options))
+    return lambda model, path: Queued(
+        model, Adaptive(model, _name(path), replace(options, runners=_runners(model)))
+    )
+
+
+def _runners(model: Model) -> int:
+    """Runs that are joined, and others beside them: while one runs, the next is put together or taken apart.
+
+    Models whose runs keep to one thread may use more processors; more than a few would make batches small.
+    """
+    return min(4 if getattr(model, "in_one_thread", False) else 2, len(os.sched_getaffinity(0)))
 
 
 def _batching(flags: Flags, options: Options) -> Callable[[Model, Path], Queued]:

@@ -82,6 +82,7 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
     framework.lean()
     from serve import grpc_prediction, session, warmup
 
+    framework.settle()
     both = flags.tensorflow_session_parallelism
     options = session.SessionOptions(
         tuple(flags.saved_model_tags.split(",")),

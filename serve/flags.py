@@ -67,6 +67,9 @@ class Flags:
     rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
+    adaptive_batching: bool = _flag(True, "Batching", "without --enable_batching: join requests that wait while the "
+                                    "model is busy, where its signatures allow", own=True)
+
     address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
     drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
     tensorflow_session_parallelism: int = _flag(0, "Process", "threads of a session, both kinds (0: automatic)")

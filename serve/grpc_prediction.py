@@ -16,6 +16,7 @@ from serve import dtypes, grpc_inference, grpc_spec, metadata, predict, tensors
 from serve.grpc_status import answered
 from serve.model import Model, Signature
 from serve.models import Models
+from serve.queues import queue_of, run_in
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
 
@@ -65,21 +66,24 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request: Any) -> Any:
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            response = read_predict(servable.model, request, self._as_content).run(servable.model)
+            work = read_predict(servable.model, request, self._as_content)
+            response = run_in(queue_of(servable.model), work)
             return grpc_spec.answer(servable, response)
 
     @answered
     def Classify(self, request: Any) -> Any:
         """Tells the classes of examples."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            response = grpc_inference.read_classify(servable.model, request).run(servable.model)
+            work = grpc_inference.read_classify(servable.model, request)
+            response = run_in(queue_of(servable.model), work)
             return grpc_spec.answer(servable, response)
 
     @answered
     def Regress(self, request: Any) -> Any:
         """Tells a number for each example."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            response = grpc_inference.read_regress(servable.model, request).run(servable.model)
+            work = grpc_inference.read_regress(servable.model, request)
+            response = run_in(queue_of(servable.model), work)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -87,7 +91,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Classifies and regresses the same examples by several signatures of a model, in one run."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with grpc_spec.acquire(self._models, spec) as servable:
-            response = grpc_inference.read_multi_inference(servable.model, request).run(servable.model)
+            work = grpc_inference.read_multi_inference(servable.model, request)
+            response = run_in(queue_of(servable.model), work)
             for result in response.results:
                 grpc_spec.answer(servable, result)
             return response

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from serve import log
 from serve.config import ModelConfig, versions_on_disk
-from serve.model import Model, Servable
+from serve.model import Model, Queue, Servable
+from serve.queues import queue_of
 from serve.status import Code, ServingError, invalid, not_found
 
 
@@ -46,6 +47,11 @@ class Lease:
     def model(self) -> Model:
         """What can be run."""
         return self.servable.model
+
+    @property
+    def queue(self) -> Queue:
+        """What runs it."""
+        return queue_of(self.servable.model)
 
     def release(self) -> None:
         """Says that nothing runs any more."""

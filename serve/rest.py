@@ -25,6 +25,7 @@ from serve import (
 )
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
 from serve.models import Lease, Models
+from serve.queues import run_in
 from serve.status import Code, ServingError, http_status, invalid
 from serve.work import Work
 
@@ -84,9 +85,9 @@ def read(request: Request, models: Models) -> Answer | Call:
 
 
 def run(request: Request, call: Call) -> Answer:
-    """Runs a call in this thread, and gives its model back. Never raises."""
+    """Runs a call, waits for it, and gives its model back. Never raises."""
     try:
-        return answered(request, lambda: call.work.run(call.lease.model))
+        return answered(request, lambda: run_in(call.lease.queue, call.work))
     finally:
         call.lease.release()
 

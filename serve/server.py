@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, rest_server
+from serve import config, framework, listeners, log, queues, rest_server
 from serve.flags import Flags
 from serve.model import Model
 from serve.models import LoadPolicy, Models
@@ -90,16 +90,17 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
         check_method_names=flags.enable_signature_method_name_check,
     )
 
+    queue_options = queues.Options(flags.adaptive_batching)
+
     def load(path: Path) -> Model:
         model = loading.load(path, options, prefer_tflite=flags.prefer_tflite_model)
-        if not flags.enable_model_warmup:
-            return model
         try:
-            warmup.replay(model, path, flags.num_request_iterations_for_warmup)
+            if flags.enable_model_warmup:
+                warmup.replay(model, path, flags.num_request_iterations_for_warmup)
+            return queues.queued(model, f"{path.parent.name}/{path.name}", queue_options)
         except BaseException:
             model.close()
             raise
-        return model
 
     return load
 

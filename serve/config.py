@@ -1,6 +1,5 @@
 """Which models to serve, and which of their versions: from flags, or from a model config file."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,19 +78,11 @@ def parse_policy(text: str) -> Policy:
 
 
 def _from_file(path: str) -> list[ModelConfig]:
-    from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 
-    config = model_server_config_pb2.ModelServerConfig()
-    try:
-        text_format.Parse(Path(path).read_bytes(), config)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        print(
-            f"Error parsing text-format tensorflow.serving.ModelServerConfig: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
-        raise invalid(f"Invalid protobuf file: '{path}'") from error
+    from serve import text_protos
+
+    config = text_protos.read(path, model_server_config_pb2.ModelServerConfig)
     if config.HasField("custom_model_config"):
         raise invalid("custom_model_config is not supported; list the models in model_config_list")
     return models(config.model_config_list.config)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve import log
+from serve import log, request_log
 from serve.flags import Flags
+from serve.request_log import Sampling
 from serve.status import invalid
 
 _INT64_AT_MOST = 2**63 - 1
@@ -29,11 +30,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model to serve: its name, the folder above its versions, which versions."""
+    """A model to serve: its name, the folder above its versions, which versions, what of its requests is logged."""
 
     name: str
     base_path: Path
     policy: Policy = Policy()
+    sampling: Sampling | None = None
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
@@ -59,7 +61,10 @@ def from_flags(flags: Flags) -> list[ModelConfig]:
     if not flags.model_base_path:
         raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
     policy = parse_policy(flags.model_version_policy)
-    return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy)]
+    sampling = None
+    if flags.request_log_prefix:
+        sampling = request_log.checked(flags.request_log_sampling_rate, flags.request_log_prefix)
+    return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy, sampling)]
 
 
 def parse_policy(text: str) -> Policy:
@@ -95,7 +100,8 @@ def models(configs: Iterable[Any]) -> list[ModelConfig]:
         if config.name in found:
             raise invalid(f"Illegal to list model {config.name} multiple times in config list")
         _check(config)
-        found[config.name] = ModelConfig(config.name, Path(config.base_path), _policy(config))
+        sampling = request_log.sampling(config.logging_config) if config.HasField("logging_config") else None
+        found[config.name] = ModelConfig(config.name, Path(config.base_path), _policy(config), sampling)
     return list(found.values())
 
 
@@ -113,10 +119,8 @@ def _check(config: Any) -> None:
         raise invalid(
             f"Expected model {config.name} to have an absolute path or URI; got base_path()={config.base_path}"
         )
-    for part in ("version_labels", "logging_config"):
-        is_set = bool(config.version_labels) if part == "version_labels" else config.HasField(part)
-        if is_set:
-            log.warning("without effect yet", model=config.name, config=part)
+    if config.version_labels:
+        log.warning("without effect yet", model=config.name, config="version_labels")
 
 
 def _policy(config: Any) -> Policy:

@@ -7,17 +7,19 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 from serve import grpc_spec
 from serve.grpc_status import answered, later
 from serve.models import Models
+from serve.observe import Observer, Seen
 from serve.status import invalid
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus."""
 
-    def __init__(self, models: Models):
+    def __init__(self, models: Models, observer: Observer):
         self._models = models
+        self.observer = observer
 
     @answered
-    def GetModelStatus(self, request: Any) -> Any:
+    def GetModelStatus(self, request: Any, _seen: Seen) -> Any:
         """Tells the state of a model's versions."""
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")

@@ -11,6 +11,7 @@ from serve import grpc_spec, metadata, predict, tensors
 from serve.grpc_status import answered, later
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
 from serve.models import Models
+from serve.observe import Observer, Seen
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
 
@@ -42,19 +43,20 @@ def _inputs(signature: Signature, request: Any) -> dict[str, Any]:
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict and GetModelMetadata."""
 
-    def __init__(self, models: Models, as_content: bool):
+    def __init__(self, models: Models, as_content: bool, observer: Observer):
         self._models = models
+        self.observer = observer
         self._as_content = as_content
 
     @answered
-    def Predict(self, request: Any) -> Any:
+    def Predict(self, request: Any, seen: Seen) -> Any:
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, request) as servable:
-            response = read_predict(servable.model, request, self._as_content).run(servable.model)
-            return grpc_spec.answer(servable, response)
+            work = self.observer.timed(seen, read_predict(servable.model, request, self._as_content))
+            return grpc_spec.answer(servable, work.run(servable.model))
 
     @answered
-    def GetModelMetadata(self, request: Any) -> Any:
+    def GetModelMetadata(self, request: Any, _seen: Seen) -> Any:
         """Tells the signatures of a model."""
         if not request.metadata_field:
             grpc_spec.find(self._models, request)

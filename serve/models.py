@@ -112,6 +112,10 @@ class Models:
         with self._changed:
             self._changed.notify_all()
 
+    def names(self) -> list[str]:
+        """The models that are configured, in order of their names."""
+        return sorted(self._configs)
+
     @property
     def stopping(self) -> bool:
         """Whether `stop` was called."""

@@ -1,17 +1,18 @@
 """TF Serving's REST API: routes, bodies, codes. No connections here, and nothing runs unless it is asked to."""
 
+import functools
 import json
 import re
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
 
 from serve import json_answer, json_parse, json_request, log, metadata, predict
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
-from serve.models import Lease, Models
+from serve.models import Lease, Models, Version
 from serve.status import Code, ServingError, http_status, invalid, not_yet
 from serve.work import Work
 
@@ -42,6 +43,8 @@ class Answer:
 
     status: int
     body: bytes = b""
+    code: Code = Code.OK
+    kind: bytes = b"application/json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Call:
 
     lease: Lease
     work: Work[Answer]
+    verb: str = ""
+    signature: str = ""
 
 
 def read(request: Request, models: Models) -> Answer | Call:
@@ -89,7 +94,7 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
     try:
         return step()
     except _HugeVersion:
-        return Answer(400)
+        return Answer(400, code=Code.INVALID_ARGUMENT)
     except ServingError as error:
         return failure(error)
     except MemoryError:
@@ -102,7 +107,27 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
 def failure(error: ServingError) -> Answer:
     """The answer for an error: its message, without the code."""
     text = json_answer.quoted(error.message).encode("utf-8", "replace")
-    return Answer(http_status(error.code), b'{"error": ' + text + b"}")
+    return Answer(http_status(error.code), b'{"error": ' + text + b"}", error.code)
+
+
+def counted_as(method: str, target: str) -> tuple[str, str] | None:
+    """The verb and the model under which a request is counted, empty where it has none.
+
+    None for what is not counted: paths outside /v1/, and OPTIONS.
+    """
+    # The cache must not hold many long paths of strangers.
+    return (_counted_as if len(target) <= 256 else _counted_as.__wrapped__)(method, target)
+
+
+@functools.lru_cache(1024)
+def _counted_as(method: str, target: str) -> tuple[str, str] | None:
+    if method == "OPTIONS" or not _BELOW.match(target):
+        return None
+    match = (_CALL if method == "POST" else _LOOK).fullmatch(target) if method in ("POST", "GET") else None
+    if match is None or not match["name"]:
+        return "", ""
+    verb = match["verb"] if method == "POST" else ""
+    return verb, unquote(match["name"], errors="replace")
 
 
 def _route(request: Request, models: Models) -> Answer | Call:
@@ -177,17 +202,23 @@ _VERBS: dict[str, Callable[[json_parse.Document, Model], Work[Answer]]] = {"pred
 def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
     """Reads a call of a model. TF Serving looks at the JSON first, then for the model, then at the rest."""
     document = json_parse.parse(body)
-    json_request.signature_name(json_request.require_object(document))
+    signature = json_request.signature_name(json_request.require_object(document))
     lease = models.acquire(which.name, which.version, which.label)
     try:
-        return Call(lease, _VERBS[verb](document, lease.model))
+        return Call(lease, _VERBS[verb](document, lease.model), verb, signature)
     except BaseException:
         lease.release()
         raise
 
 
 def _status(which: Which, models: Models) -> Answer:
-    versions = [
+    versions = told(models.status(which.name, which.version))
+    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode())
+
+
+def told(versions: Iterable[Version]) -> list[dict]:
+    """Versions as a status answer tells them."""
+    return [
         {
             "version": str(version.number),
             "state": version.state.name,
@@ -196,9 +227,8 @@ def _status(which: Which, models: Models) -> Answer:
                 "error_message": version.error.message if version.error else "",
             },
         }
-        for version in models.status(which.name, which.version)
+        for version in versions
     ]
-    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode())
 
 
 def _metadata(which: Which, models: Models) -> Answer:

@@ -10,21 +10,38 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, rest_server
+from serve import config, framework, listeners, log, pages, rest_server, tls
 from serve.flags import Flags
+from serve.health import Health, Healths
+from serve.metrics import Metrics
 from serve.model import Model
 from serve.models import LoadPolicy, Models
-from serve.status import Code, ServingError, invalid
+from serve.observe import Observer
+from serve.pages import Pages
+from serve.request_log import RequestLog, Rotation
+from serve.status import invalid
 
 # Longer than the hour that Envoy keeps an idle connection: if clients close first, no request is on its way.
 _KEEP_ALIVE_S = 3900
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the doors of the server share."""
+
+    models: Models
+    observer: Observer
+    pages: Pages
+    healths: Healths | None
+    credentials: Any
 
 
 def serve(flags: Flags, began: float) -> None:
@@ -34,14 +51,30 @@ def serve(flags: Flags, began: float) -> None:
     """
     _check(flags)
     configs = config.from_flags(flags)
+    metrics_path = pages.metrics_path(flags.monitoring_config_file)
+    credentials = tls.credentials(flags.ssl_config_file)
     http = _reserve(flags)
     policy = LoadPolicy(flags.max_num_load_retries, flags.load_retry_interval_micros / 1e6)
-    models = Models(configs, _loader(flags), policy)
+    observer = _observer(flags)
+    models = Models(configs, _loader(flags, observer), policy)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: models.stop())
     models.start(flags.file_system_poll_wait_seconds)
+    if observer.request_log:
+        observer.request_log.configure({each.name: each.sampling for each in configs if each.sampling})
+    healths = Healths() if flags.enable_grpc_healthcheck_service else None
+    shown = Pages(models, observer.metrics, metrics_path, flags.enable_model_listing)
+    parts = _Parts(models, observer, shown, healths, credentials)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(flags, models, http, began))
+        runner.run(_serve(flags, parts, http, began))
+    if observer.request_log:
+        observer.request_log.stop()
+
+
+def _observer(flags: Flags) -> Observer:
+    metrics = Metrics()
+    rotation = Rotation(flags.request_log_max_mib * 2**20, flags.request_log_max_age_seconds)
+    return Observer(metrics, RequestLog(metrics, rotation), flags.log_requests)
 
 
 def _check(flags: Flags) -> None:
@@ -49,9 +82,6 @@ def _check(flags: Flags) -> None:
         raise invalid(
             "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
         )
-    if flags.ssl_config_file:
-        # Whoever asks for TLS must not get plain text in its place.
-        raise ServingError(Code.UNIMPLEMENTED, "--ssl_config_file: this server cannot do TLS yet")
     if flags.batching_parameters_file and not flags.enable_batching:
         raise invalid(
             "server_options.batching_parameters_file is set without setting "
@@ -77,7 +107,7 @@ def _reserve(flags: Flags) -> socket.socket | None:
     return listeners.reserve(flags.address, flags.rest_api_port) if flags.rest_api_port else None
 
 
-def _loader(flags: Flags) -> Callable[[Path], Model]:
+def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
     """What loads a version: its session, then its warm-up."""
     framework.lean()
     from serve import grpc_prediction, session, warmup
@@ -91,10 +121,13 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
 
     def load(path: Path) -> Model:
         model = session.load(path, options)
-        if not flags.enable_model_warmup:
+        if not flags.enable_model_warmup or not (path / warmup.FILE).is_file():
             return model
         try:
-            warmup.replay(model, path, grpc_prediction.read_predict, flags.num_request_iterations_for_warmup)
+            with observer.warming(path):
+                warmup.replay(
+                    model, path, grpc_prediction.read_predict, flags.num_request_iterations_for_warmup
+                )
         except BaseException:
             model.close()
             raise
@@ -103,14 +136,14 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
     return load
 
 
-async def _serve(flags: Flags, models: Models, http: socket.socket | None, began: float) -> None:
+async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began: float) -> None:
     stop = asyncio.Event()
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if models.stopping:
+    if parts.models.stopping:
         log.info("stopped before it was ready")
         return
-    http_server, grpc_server = _open(flags, models, http)
+    http_server, grpc_server = _open(flags, parts, http)
     waiting: list[asyncio.Task] = [asyncio.create_task(stop.wait())]
     if http_server and http:
         waiting.append(asyncio.create_task(http_server.serve(sockets=[http])))
@@ -119,28 +152,45 @@ async def _serve(flags: Flags, models: Models, http: socket.socket | None, began
         address=flags.address,
         grpc=flags.port or flags.grpc_socket_path,
         rest=flags.rest_api_port if http else "off",
+        tls="grpc" if parts.credentials else "off",
+        metrics=parts.pages.metrics_path or "off",
         seconds=time.monotonic() - began,
     )
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await _give_notice(parts.healths, flags.drain_notice_seconds)
     log.info("draining", seconds=flags.drain_seconds)
+    began = time.monotonic()
     await _drain(http_server, grpc_server, waiting[1:], flags.drain_seconds)
-    log.info("stopped")
+    log.info("stopped", seconds=time.monotonic() - began)
 
 
-def _open(flags: Flags, models: Models, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
+async def _give_notice(healths: Healths | None, seconds: float) -> None:
+    """Says by the health service that the server will end, and serves on for a while."""
+    if healths:
+        healths.set_all(Health.NOT_SERVING)
+    if seconds:
+        log.info("stopping soon; still serving", seconds=seconds)
+        await asyncio.sleep(seconds)
+    if healths:
+        healths.end()
+
+
+def _open(flags: Flags, parts: _Parts, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
     from serve import grpc_server
 
     if http:
         listeners.open_http(http)
     arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
-        models,
+        parts.models,
         _threads(flags.grpc_max_threads),
+        observer=parts.observer,
+        healths=parts.healths,
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
     )
-    listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path)
-    return (_rest_server(flags, models) if http else None), server
+    listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path, parts.credentials)
+    return (_rest_server(flags, parts) if http else None), server
 
 
 def _threads(asked: int) -> int:
@@ -155,11 +205,13 @@ class _RestServer(uvicorn.Server):
         yield
 
 
-def _rest_server(flags: Flags, models: Models) -> _RestServer:
+def _rest_server(flags: Flags, parts: _Parts) -> _RestServer:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     timeout_s = flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None
     pool = ThreadPoolExecutor(_threads(flags.rest_api_num_threads), thread_name_prefix="rest")
-    application = rest_server.Application(models, pool, timeout_s, flags.rest_api_enable_cors_support)
+    application = rest_server.Application(
+        parts.models, pool, timeout_s, flags.rest_api_enable_cors_support, parts.observer, parts.pages
+    )
     settings = uvicorn.Config(
         application,
         http="httptools",

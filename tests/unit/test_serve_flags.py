@@ -44,8 +44,8 @@ def test_unknown_arguments_are_passed_over_and_named():
 
 
 def test_flags_without_effect_yet_are_accepted_and_named():
-    line = parse(["--enable_batching", "--monitoring_config_file=/x", "--port=2"])
-    assert line.idle == ("enable_batching", "monitoring_config_file")
+    line = parse(["--enable_batching", "--enable_profiler=false", "--port=2"])
+    assert line.idle == ("enable_batching", "enable_profiler")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ class Flags:
                                       "specific:1,3", own=True)
     model_config_file: str = _flag("", "Models", "text-format ModelServerConfig; replaces the three flags above")
     saved_model_tags: str = _flag("serve", "Models", "comma-separated tags of the meta graph to load")
+    prefer_tflite_model: bool = _flag(False, "Models", "serve a version's model.tflite where it has one")
+    enable_signature_method_name_check: bool = _flag(False, "Models", "call a signature only by what its method_name "
+                                                     "says")
     enable_model_warmup: bool = _flag(True, "Models", "replay assets.extra/tf_serving_warmup_requests before a version "
                                       "is available")
     num_request_iterations_for_warmup: int = _flag(0, "Models", "how often each warm-up record is replayed (0: once)")
@@ -115,9 +118,7 @@ class Flags:
     enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
     num_load_threads: int = _idle(0, "Without effect yet", "threads that load")
     num_unload_threads: int = _idle(0, "Without effect yet", "threads that unload")
-    enable_signature_method_name_check: bool = _idle(False, "Without effect yet", "check a signature's method name")
     enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
-    prefer_tflite_model: bool = _idle(False, "Without effect yet", "take model.tflite where it is")
     # fmt: on
 
 

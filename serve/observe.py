@@ -32,6 +32,7 @@ from serve.work import Result, Work
 
 GRPC, REST = "GRPC", "REST"
 # The gRPC methods whose requests are counted; TF Serving counts no others.
+_ON_EXAMPLES = ("classify", "regress")
 COUNTED = frozenset({"Predict", "Classify", "Regress", "MultiInference"})
 
 _NAME_AT_MOST = 200
@@ -40,11 +41,12 @@ _clock = time.perf_counter
 
 @dataclass(slots=True)
 class Seen:
-    """A request under way. `runtime_us` is for whoever runs its model to fill."""
+    """A request under way: when it began, its trace; how long its model ran, and on how many examples."""
 
     began: float
     trace: Trace | None
     runtime_us: float | None = None
+    examples: int = 0
 
 
 class Observer:
@@ -67,9 +69,11 @@ class Observer:
             found = trace.begin()
         return Seen(_clock(), found)
 
-    def timed(self, seen: Seen, work: Work[Result]) -> Work[Result]:
+    def timed(self, seen: Seen, work: Work[Result], on_examples: bool = False) -> Work[Result]:
         """The work, whose run is timed from now on. Call it just before the model runs, or is queued for."""
         began, finish = _clock(), work.finish
+        if on_examples:
+            seen.examples = len(next(iter(work.feeds.values())))
 
         def finished(outputs: Sequence[np.ndarray]) -> Result:
             seen.runtime_us = (_clock() - began) * 1e6
@@ -83,7 +87,7 @@ class Observer:
             from serve import samples
 
             call = samples.watch(self.request_log, call)
-        return replace(call, work=self.timed(seen, call.work))
+        return replace(call, work=self.timed(seen, call.work, call.verb in _ON_EXAMPLES))
 
     def sampled(self, api: str, request: Any, response: Any) -> None:
         """Offers a gRPC request that went well to the request log."""
@@ -100,6 +104,9 @@ class Observer:
         latency_us = (_clock() - seen.began) * 1e6
         if entrypoint == REST or api in COUNTED:
             self.metrics.request(entrypoint, api, model, code, latency_us, seen.runtime_us)
+            if seen.examples and code is Code.OK:
+                self.metrics.observe(EXAMPLE_COUNTS, seen.examples, model)
+                self.metrics.add(EXAMPLE_COUNT_TOTAL, model, amount=seen.examples)
         if self._log_requests:
             self._log(seen, entrypoint, api, model, code, latency_us)
         return seen.trace.header if seen.trace else None
@@ -110,11 +117,6 @@ class Observer:
         if counted is None:
             return seen.trace.header if seen.trace else None
         return self.ended(seen, REST, *counted, answer.code)
-
-    def examples(self, model: str, count: int) -> None:
-        """Counts the examples of a classify, regress or multi-inference request."""
-        self.metrics.observe(EXAMPLE_COUNTS, count, model)
-        self.metrics.add(EXAMPLE_COUNT_TOTAL, model, amount=count)
 
     @contextlib.contextmanager
     def warming(self, path: Path) -> Iterator[None]:

@@ -10,10 +10,23 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
 
-from serve import json_answer, json_parse, json_request, log, metadata, predict
+import numpy as np
+
+from serve import (
+    dtypes,
+    inference,
+    json_answer,
+    json_examples,
+    json_parse,
+    json_request,
+    json_results,
+    log,
+    metadata,
+    predict,
+)
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
 from serve.models import Lease, Models, Version
-from serve.status import Code, ServingError, http_status, invalid, not_yet
+from serve.status import Code, ServingError, http_status, invalid
 from serve.work import Work
 
 Found = TypeVar("Found")
@@ -138,8 +151,6 @@ def _route(request: Request, models: Models) -> Answer | Call:
         return Answer(200 if b"http://" in origin or b"https://" in origin else 400)
     call = _CALL.fullmatch(request.target) if request.method == "POST" else None
     if call:
-        if call["verb"] not in _VERBS:
-            raise not_yet(call["verb"])
         return _call(call["verb"], _which(call), _inflated(request), models)
     look = _LOOK.fullmatch(request.target) if request.method == "GET" else None
     if look is None:
@@ -174,15 +185,48 @@ def _inflated(request: Request) -> bytes:
     return body
 
 
-def _predict(document: json_parse.Document, model: Model) -> Work[Answer]:
+# What is left to read of a request when its model is known.
+Rest = Callable[[Model], Work[Answer]]
+
+
+def _predict(document: json_parse.Document) -> Rest:
     named = json_request.signature_name(json_request.require_object(document))
-    signature = _signature(model, named)
-    request = json_request.tensors(document, signature.inputs)
-    types = {alias: spec.dtype for alias, spec in signature.outputs.items()}
-    return predict.work(
-        signature,
-        request.values,
-        lambda outputs: Answer(200, json_answer.answer(request.form, outputs, types)),
+
+    def read_rest(model: Model) -> Work[Answer]:
+        signature = _signature(model, named)
+        request = json_request.tensors(document, signature.inputs)
+        return predict.work(
+            signature, request.values, lambda outputs: _answer(request.form, signature, outputs)
+        )
+
+    return read_rest
+
+
+def _answer(form: json_request.Form, signature: Signature, outputs: dict[str, np.ndarray]) -> Answer:
+    types = {alias: dtypes.of(tensor, signature.outputs[alias].dtype) for alias, tensor in outputs.items()}
+    return Answer(200, json_answer.answer(form, outputs, types))
+
+
+def _classify(document: json_parse.Document) -> Rest:
+    return _on_examples(document, inference.classify, json_results.classes)
+
+
+def _regress(document: json_parse.Document) -> Rest:
+    return _on_examples(document, inference.regress, json_results.regressions)
+
+
+def _on_examples(
+    document: json_parse.Document,
+    task: Callable[[Signature], inference.Task[Found]],
+    written: Callable[[Found], bytes],
+) -> Rest:
+    members = json_request.require_object(document)
+    named = json_request.signature_name(members) or DEFAULT_SIGNATURE
+    examples = json_examples.read(members)
+    return lambda model: inference.work(
+        [task(inference.signature(model, named))],
+        examples,
+        lambda results: Answer(200, written(results[0])),
     )
 
 
@@ -195,17 +239,22 @@ def _signature(model: Model, named: str) -> Signature:
     return signature
 
 
-# The verbs of TF Serving that are not here yet are refused by name.
-_VERBS: dict[str, Callable[[json_parse.Document, Model], Work[Answer]]] = {"predict": _predict}
+_VERBS: dict[str, Callable[[json_parse.Document], Rest]] = {
+    "predict": _predict,
+    "classify": _classify,
+    "regress": _regress,
+}
 
 
 def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
-    """Reads a call of a model. TF Serving looks at the JSON first, then for the model, then at the rest."""
+    """Reads a call of a model. TF Serving looks at the JSON first (all of it, if it holds examples), then
+    for the model, then at what depends on its signature."""
     document = json_parse.parse(body)
-    signature = json_request.signature_name(json_request.require_object(document))
+    read_rest = _VERBS[verb](document)
     lease = models.acquire(which.name, which.version, which.label)
     try:
-        return Call(lease, _VERBS[verb](document, lease.model), verb, signature)
+        signature = json_request.signature_name(json_request.require_object(document))
+        return Call(lease, read_rest(lease.model), verb, signature)
     except BaseException:
         lease.release()
         raise
@@ -213,7 +262,7 @@ def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
 
 def _status(which: Which, models: Models) -> Answer:
     versions = told(models.status(which.name, which.version))
-    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode())
+    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode() + b"\n")
 
 
 def told(versions: Iterable[Version]) -> list[dict]:

@@ -9,9 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_pb2,
+    predict_pb2,
+    prediction_log_pb2,
+    regression_pb2,
+)
 
-from serve import grpc_prediction, tensors
+from serve import grpc_inference, grpc_prediction, tensors
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
 from serve.request_log import RequestLog, Sample
 from serve.rest import Call
@@ -76,8 +82,23 @@ def _predict(signature: Signature, feeds: Mapping[str, np.ndarray]) -> Any:
     return request
 
 
-_REQUESTS: dict[str, Callable[[Signature, Mapping[str, np.ndarray]], Any]] = {"predict": _predict}
-_READERS: dict[str, Callable[[Model, Any], Work]] = {"predict": grpc_prediction.read_predict}
+def _examples(request: Any, signature: Signature, feeds: Mapping[str, np.ndarray]) -> Any:
+    (spec,) = signature.inputs.values()
+    for example in feeds[spec.name]:
+        request.input.example_list.examples.add().ParseFromString(example)
+    return request
+
+
+_REQUESTS: dict[str, Callable[[Signature, Mapping[str, np.ndarray]], Any]] = {
+    "predict": _predict,
+    "classify": lambda *read: _examples(classification_pb2.ClassificationRequest(), *read),
+    "regress": lambda *read: _examples(regression_pb2.RegressionRequest(), *read),
+}
+_READERS: dict[str, Callable[[Model, Any], Work]] = {
+    "predict": grpc_prediction.read_predict,
+    "classify": grpc_inference.read_classify,
+    "regress": grpc_inference.read_regress,
+}
 
 
 def _size(array: np.ndarray) -> int:

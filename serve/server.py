@@ -110,24 +110,23 @@ def _reserve(flags: Flags) -> socket.socket | None:
 def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
     """What loads a version: its session, then its warm-up."""
     framework.lean()
-    from serve import grpc_prediction, session, warmup
+    from serve import loading, session, warmup
 
     both = flags.tensorflow_session_parallelism
     options = session.SessionOptions(
         tuple(flags.saved_model_tags.split(",")),
         intra_op_threads=flags.tensorflow_intra_op_parallelism or both,
         inter_op_threads=flags.tensorflow_inter_op_parallelism or both,
+        check_method_names=flags.enable_signature_method_name_check,
     )
 
     def load(path: Path) -> Model:
-        model = session.load(path, options)
+        model = loading.load(path, options, prefer_tflite=flags.prefer_tflite_model)
         if not flags.enable_model_warmup or not (path / warmup.FILE).is_file():
             return model
         try:
             with observer.warming(path):
-                warmup.replay(
-                    model, path, grpc_prediction.read_predict, flags.num_request_iterations_for_warmup
-                )
+                warmup.replay(model, path, flags.num_request_iterations_for_warmup)
         except BaseException:
             model.close()
             raise

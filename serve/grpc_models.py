@@ -1,20 +1,26 @@
 """TF Serving's ModelService over gRPC: what state the models are in, and which there should be."""
 
+from collections.abc import Callable
 from typing import Any
 
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
 
-from serve import grpc_spec
-from serve.grpc_status import answered, later
+from serve import config, grpc_spec
+from serve.grpc_status import answered
 from serve.models import Models
 from serve.status import invalid
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
+def _unknown(_counter: str) -> int:
+    return 0
 
-    def __init__(self, models: Models):
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus and HandleReloadConfigRequest. `count` gives a counter's value by its name."""
+
+    def __init__(self, models: Models, count: Callable[[str], int] = _unknown):
         self._models = models
+        self._count = count
 
     @answered
     def GetModelStatus(self, request: Any) -> Any:
@@ -28,4 +34,27 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             told.status.error_message = version.error.message if version.error else ""
         return response
 
-    HandleReloadConfigRequest = later("HandleReloadConfigRequest")
+    def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
+        """Replaces the config; answers when every new model is available."""
+        return _reload(self, (request, context.is_active), context)
+
+    def reload(self, request: Any, awaited: Callable[[], bool]) -> Any:
+        """The same without a connection; `awaited` says whether the client is still there."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported"
+            )
+        before = {name: self._count(name) for name in request.metric_names}
+        wanted = config.models(request.config.model_config_list.config, self._models.configs)
+        self._models.reload(wanted, awaited)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.error_code = 0
+        for name in request.metric_names:
+            response.metric.add(name=name, int64_value_increase=self._count(name) - before[name])
+        return response
+
+
+@answered
+def _reload(service: ModelService, asked: tuple[Any, Callable[[], bool]]) -> Any:
+    return service.reload(*asked)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, rest_server
+from serve import config, framework, listeners, log, memory, reload, rest_server
 from serve.flags import Flags
 from serve.model import Model
-from serve.models import LoadPolicy, Models
+from serve.models import LoadPolicy, Models, Options
 from serve.status import Code, ServingError, invalid
 
 # Longer than the hour that Envoy keeps an idle connection: if clients close first, no request is on its way.
@@ -35,13 +36,31 @@ def serve(flags: Flags, began: float) -> None:
     _check(flags)
     configs = config.from_flags(flags)
     http = _reserve(flags)
-    policy = LoadPolicy(flags.max_num_load_retries, flags.load_retry_interval_micros / 1e6)
-    models = Models(configs, _loader(flags), policy)
+    models = _models(flags, configs)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: models.stop())
     models.start(flags.file_system_poll_wait_seconds)
+    if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
+        polled = reload.ConfigFile(flags.model_config_file, models)
+        seconds = flags.model_config_file_poll_wait_seconds
+        threading.Thread(target=polled.run, args=(seconds,), name="config-poll", daemon=True).start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(flags, models, http, began))
+
+
+def _models(flags: Flags, configs: list[config.ModelConfig]) -> Models:
+    policy = LoadPolicy(
+        flags.max_num_load_retries,
+        flags.load_retry_interval_micros / 1e6,
+        flags.num_load_threads,
+        flags.num_unload_threads,
+    )
+    options = Options(
+        flags.allow_version_labels_for_unavailable_models,
+        flags.unload_on_empty_base_path,
+        memory.Budget(flags.memory_budget_bytes) if flags.memory_budget_bytes else None,
+    )
+    return Models(configs, _loader(flags), policy, options)
 
 
 def _check(flags: Flags) -> None:

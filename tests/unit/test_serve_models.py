@@ -58,9 +58,10 @@ def test_version_that_cannot_load_is_listed_with_its_error_and_another_answers(t
             raise ServingError(Code.DATA_LOSS, "broken")
         return Doubler()
 
-    served = models(base_path(tmp_path, 1, 2), load)
-    served.start(poll_s=1)
-    wait_until(lambda: served.status("m", 2)[0].state is State.END)
+    served = models(base_path(tmp_path, 1), load)
+    served.start(poll_s=0.01)
+    base_path(tmp_path, 2)
+    wait_until(lambda: served.status("m")[0].state is State.END)
     assert served.find("m").version == 1
     assert str(served.status("m", 2)[0].error) == "DATA_LOSS: broken"
     with pytest.raises(ServingError, match=r"Servable not found for request: Specific\(m, 2\)"):

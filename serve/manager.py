@@ -163,17 +163,15 @@ class Manager:
     def _adopt(self) -> None:
         for name, paths in list(self._wishes.items()):
             managed = self._managed.setdefault(name, {})
-            later = False
+            # A version on its way out is loaded anew once it is gone; until then the others stay as they are.
+            if any(managed[number].leaving for number in paths.keys() & managed.keys()):
+                continue
             for version in managed.values():
                 version.wanted = version.number in paths
-                # A version that is on its way out is loaded anew, once it is gone.
-                if version.wanted and (version.cancelled or version.state is State.UNLOADING):
-                    version.wanted, later = False, True
             for number in paths.keys() - managed.keys():
                 managed[number] = Version(name, number, paths[number])
                 self._seen.setdefault(name, {})[number] = managed[number]
-            if not later:
-                del self._wishes[name]
+            del self._wishes[name]
         self._flush()
 
     def _quiesced(self) -> list[Version]:

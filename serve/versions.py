@@ -37,6 +37,11 @@ class Version:
     closing: bool = False
     handle: Handle | None = None
 
+    @property
+    def leaving(self) -> bool:
+        """Whether nothing keeps it from its end any more."""
+        return self.state is State.UNLOADING or (self.cancelled and self.state is State.LOADING)
+
     def __str__(self) -> str:
         return f"{{name: {self.name} version: {self.number}}}"
 

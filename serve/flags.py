@@ -25,6 +25,9 @@ Nothing is encrypted or asked for a password unless you say so: mind what --addr
 
 _NOT_NEGATIVE = (
     "max_num_load_retries",
+    "num_load_threads",
+    "num_unload_threads",
+    "memory_budget_bytes",
     "grpc_max_threads",
     "rest_api_num_threads",
     "drain_seconds",
@@ -65,8 +68,20 @@ class Flags:
     num_request_iterations_for_warmup: int = _flag(0, "Models", "how often each warm-up record is replayed (0: once)")
     max_num_load_retries: int = _flag(5, "Models", "tries after the first failed load of a version")
     load_retry_interval_micros: int = _flag(60_000_000, "Models", "time between these; negative: none")
-    file_system_poll_wait_seconds: int = _flag(1, "Models", "time between looks for a first version, at start; 0: look "
-                                               "once (later versions are not looked for yet)")
+    file_system_poll_wait_seconds: int = _flag(1, "Models", "time between looks for versions below the base paths; 0: "
+                                               "look once, at the start and for each new config; negative: never")
+    model_config_file_poll_wait_seconds: int = _flag(0, "Models", "time between looks at the model config file; 0: it "
+                                                     "is read once")
+    allow_version_labels_for_unavailable_models: bool = _flag(False, "Models", "let a new label point to a version "
+                                                              "that is not available")
+    num_load_threads: int = _flag(0, "Models", "threads that load (0: one load at a time, each with all of its tries); "
+                                  "the first load takes 4 x CPUs")
+    num_unload_threads: int = _flag(0, "Models", "threads that unload (0: one at a time)")
+    memory_budget_bytes: int = _flag(0, "Models", "memory of the process above which no further version is loaded: it "
+                                     "ends with RESOURCE_EXHAUSTED (0: no bound)", own=True)
+    unload_on_empty_base_path: bool = _flag(False, "Models", "as TF Serving: unload a model whose base path is there "
+                                            "and has no version left, and drop a look at all base paths if one cannot "
+                                            "be read; otherwise neither touches what serves", own=True)
 
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
@@ -111,13 +126,9 @@ class Flags:
     version: bool = _flag(False, "Process", "print versions and end")
     help: bool = _flag(False, "Process", "print this text and end")
 
-    model_config_file_poll_wait_seconds: int = _idle(0, "Without effect yet", "re-read the config file this often")
-    allow_version_labels_for_unavailable_models: bool = _idle(False, "Without effect yet", "labels before availability")
     enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
     batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
     enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
-    num_load_threads: int = _idle(0, "Without effect yet", "threads that load")
-    num_unload_threads: int = _idle(0, "Without effect yet", "threads that unload")
     enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
     # fmt: on
 

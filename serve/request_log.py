@@ -15,24 +15,16 @@ from typing import Any
 from urllib.parse import quote
 
 from serve import log
+from serve.config import ModelConfig
 from serve.metrics import REQUEST_LOG_COUNT, Metrics
 from serve.record_files import RecordFile, recover
-from serve.status import Code, ServingError, invalid, not_found
-
-COLLECTOR = "tfrecord"
+from serve.sampling import Sampling
+from serve.status import Code, ServingError
 
 _SAMPLES_AT_MOST = 1000
 _BYTES_AT_MOST = 64 * 2**20
 _SECONDS_BETWEEN_WARNINGS = 60.0
 _random = random.random
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which part of a model's requests is written (0 to 1), to files that begin with a prefix."""
-
-    rate: float
-    prefix: str
 
 
 @dataclass(frozen=True)
@@ -52,23 +44,6 @@ class Sample:
     record: Callable[[], Any]
 
 
-def sampling(config: Any) -> Sampling | None:
-    """What a model's LoggingConfig asks for; None for nothing. Raises NOT_FOUND for a collector that is not here."""
-    collector, rate = config.log_collector_config, config.sampling_config.sampling_rate
-    if collector.type != COLLECTOR:
-        raise not_found(f"Cannot find LogCollector::Factory for type: {collector.type}")
-    if not collector.filename_prefix:
-        raise invalid("LoggingConfig has no filename_prefix, so there is nowhere to write its log to")
-    return checked(rate, collector.filename_prefix)
-
-
-def checked(rate: float, prefix: str) -> Sampling | None:
-    """The sampling with that rate. Raises INVALID_ARGUMENT for one that is no part of all requests."""
-    if not 0 <= rate <= 1:
-        raise invalid(f"The sampling rate of a request log lies between 0 and 1, and is {rate}")
-    return Sampling(rate, prefix) if rate > 0 else None
-
-
 class RequestLog:
     """The request logs of all models. `configure` says which there are."""
 
@@ -85,7 +60,7 @@ class RequestLog:
         self._thread: threading.Thread | None = None
 
     def configure(self, models: Mapping[str, Sampling]) -> None:
-        """Replaces what is sampled; begins to write if it is anything. Call it whenever the models change."""
+        """Replaces what is sampled; begins to write if it is anything."""
         for prefix in {each.prefix for each in models.values()} - {
             each.prefix for each in self._models.values()
         }:
@@ -94,6 +69,10 @@ class RequestLog:
         if models and self._thread is None:
             self._thread = threading.Thread(target=self._write, name="request log", daemon=True)
             self._thread.start()
+
+    def follow(self, configs: Mapping[str, ModelConfig]) -> None:
+        """The same, by the models' configs."""
+        self.configure({name: config.sampling for name, config in configs.items() if config.sampling})
 
     def wants(self, model: str) -> bool:
         """Whether this request of a model shall be written."""

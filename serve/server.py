@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,12 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, pages, rest_server, tls
+from serve import config, framework, listeners, log, memory, pages, reload, rest_server, tls
 from serve.flags import Flags
 from serve.health import Health, Healths
 from serve.metrics import Metrics
 from serve.model import Model
-from serve.models import LoadPolicy, Models
+from serve.models import LoadPolicy, Models, Options
 from serve.observe import Observer
 from serve.pages import Pages
 from serve.request_log import RequestLog, Rotation
@@ -54,27 +55,40 @@ def serve(flags: Flags, began: float) -> None:
     metrics_path = pages.metrics_path(flags.monitoring_config_file)
     credentials = tls.credentials(flags.ssl_config_file)
     http = _reserve(flags)
-    policy = LoadPolicy(flags.max_num_load_retries, flags.load_retry_interval_micros / 1e6)
-    observer = _observer(flags)
-    models = Models(configs, _loader(flags, observer), policy)
+    metrics = Metrics()
+    rotation = Rotation(flags.request_log_max_mib * 2**20, flags.request_log_max_age_seconds)
+    requests = RequestLog(metrics, rotation)
+    observer = Observer(metrics, requests, flags.log_requests)
+    models = _models(flags, configs, observer)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: models.stop())
     models.start(flags.file_system_poll_wait_seconds)
-    if observer.request_log:
-        observer.request_log.configure({each.name: each.sampling for each in configs if each.sampling})
+    models.watch(requests.follow)
+    if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
+        polled = reload.ConfigFile(flags.model_config_file, models)
+        seconds = flags.model_config_file_poll_wait_seconds
+        threading.Thread(target=polled.run, args=(seconds,), name="config-poll", daemon=True).start()
     healths = Healths() if flags.enable_grpc_healthcheck_service else None
     shown = Pages(models, observer.metrics, metrics_path, flags.enable_model_listing)
     parts = _Parts(models, observer, shown, healths, credentials)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(flags, parts, http, began))
-    if observer.request_log:
-        observer.request_log.stop()
+    requests.stop()
 
 
-def _observer(flags: Flags) -> Observer:
-    metrics = Metrics()
-    rotation = Rotation(flags.request_log_max_mib * 2**20, flags.request_log_max_age_seconds)
-    return Observer(metrics, RequestLog(metrics, rotation), flags.log_requests)
+def _models(flags: Flags, configs: list[config.ModelConfig], observer: Observer) -> Models:
+    policy = LoadPolicy(
+        flags.max_num_load_retries,
+        flags.load_retry_interval_micros / 1e6,
+        flags.num_load_threads,
+        flags.num_unload_threads,
+    )
+    options = Options(
+        flags.allow_version_labels_for_unavailable_models,
+        flags.unload_on_empty_base_path,
+        memory.Budget(flags.memory_budget_bytes) if flags.memory_budget_bytes else None,
+    )
+    return Models(configs, _loader(flags, observer), policy, options)
 
 
 def _check(flags: Flags) -> None:

@@ -275,12 +275,10 @@ def test_grpc_tells_status_and_metadata(server, stubs):
 
 
 def test_grpc_calls_that_are_not_there_yet_say_so(server, stubs):
-    from tensorflow_serving.apis import classification_pb2, model_management_pb2
+    from tensorflow_serving.apis import classification_pb2
 
     unimplemented = refused(stubs.prediction.Classify, classification_pb2.ClassificationRequest())
     assert unimplemented == ("UNIMPLEMENTED", "Classify is not implemented by this server")
-    reload_config = refused(stubs.model.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest())
-    assert reload_config[0] == "UNIMPLEMENTED"
 
 
 def test_many_clients_at_once_get_their_own_answers(server, stubs):

@@ -10,6 +10,7 @@ from serve import config
 from serve.__main__ import main
 from serve.config import Policy
 from serve.flags import Flags, UsageError, parse, usage
+from serve.sampling import Sampling
 from serve.status import Code, ServingError
 
 

@@ -218,7 +218,7 @@ Rest = Callable[[Model], Work[Answer]]
 
 
 def _predict(document: json_parse.Document) -> Rest:
-    named = json_request.signature_name(json_request.require_object(document))
+    named = json_request.named(document)
 
     def read_rest(model: Model) -> Work[Answer]:
         signature = _signature(model, named)
@@ -281,7 +281,7 @@ def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
     read_rest = _VERBS[verb](document)
     lease = models.acquire(which.name, which.version, which.label)
     try:
-        signature = json_request.signature_name(json_request.require_object(document))
+        signature = json_request.named(document)
         return Call(lease, read_rest(lease.model), verb, signature)
     except BaseException:
         lease.release()

@@ -17,6 +17,7 @@ from serve import (
     config,
     framework,
     http_limits,
+    json_parse,
     listeners,
     log,
     memory,
@@ -233,6 +234,7 @@ async def _open_http(flags: Flags, parts: _Parts, listener: socket.socket) -> re
         observer=parts.observer,
         pages=parts.pages,
     )
+    json_parse.limit_depth(flags.json_depth_at_most)
     listeners.open_http(listener)
     await server.start(listener)
     return server

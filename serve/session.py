@@ -16,8 +16,7 @@ from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import tensors
-from serve.model import Signature, TensorSpec
+from serve import signatures
 from serve.status import Code, ServingError, code_of, not_found
 
 _SMALL_BYTES = 4 << 20
@@ -26,11 +25,12 @@ _CALLERS_THREAD = -1
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How sessions are made: the tags of the meta graph, and threads (0: chosen by the model's size)."""
+    """How sessions are made: tags of the meta graph, threads (0: by the model's size), whether method names count."""
 
     tags: tuple[str, ...] = ("serve",)
     intra_op_threads: int = 0
     inter_op_threads: int = 0
+    check_method_names: bool = False
 
 
 class SavedModel:
@@ -39,12 +39,18 @@ class SavedModel:
     `in_one_thread`: a run keeps to the thread that asks for it. Several runs then use several processors.
     """
 
-    def __init__(self, session: Any, signature_defs: Mapping[str, Any], in_one_thread: bool = False):
+    def __init__(
+        self,
+        session: Any,
+        signature_defs: Mapping[str, Any],
+        check_method_names: bool = False,
+        in_one_thread: bool = False,
+    ):
         self._session = session
         self.in_one_thread = in_one_thread
         self._callables: dict[tuple, Any] = {}
         self._lock = threading.Lock()
-        self.signatures = {name: _signature(proto) for name, proto in signature_defs.items()}
+        self.signatures = signatures.read(signature_defs, check_method_names)
         self.signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signature_defs)
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Sequence[np.ndarray]:
@@ -83,12 +89,11 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
     except BaseException as error:
         session.close()
         if isinstance(error, Exception):
-            raise _load_error(error, path) from error
+            raise _load_error(error, path, options) from error
         raise
     graph.finalize()
-    return SavedModel(
-        session, meta_graph.signature_def, options.intra_op_threads == options.inter_op_threads == 1
-    )
+    in_one_thread = options.intra_op_threads == options.inter_op_threads == 1
+    return SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
 
 
 def _threads(path: Path, options: SessionOptions) -> SessionOptions:
@@ -126,32 +131,20 @@ def _config(options: SessionOptions) -> Any:
     )
 
 
-def _signature(proto: Any) -> Signature:
-    return Signature(
-        inputs={alias: _spec(info) for alias, info in proto.inputs.items()},
-        outputs={alias: _spec(info) for alias, info in proto.outputs.items()},
-        defaults={alias: tensors.decode(value) for alias, value in proto.defaults.items()},
-    )
-
-
-def _spec(info: Any) -> TensorSpec:
-    shape = info.tensor_shape
-    if shape.unknown_rank:
-        return TensorSpec(info.name, info.dtype)
-    return TensorSpec(info.name, info.dtype, tuple(None if dim.size < 0 else dim.size for dim in shape.dim))
-
-
 def _serving_error(error: errors.OpError) -> ServingError:
     return ServingError(code_of(error.error_code), error.message)
 
 
-def _load_error(error: Exception, path: Path) -> ServingError:
+def _load_error(error: Exception, path: Path, options: SessionOptions) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, errors.OpError):
         return _serving_error(error)
     if isinstance(error, RuntimeError) and "MetaGraphDef" in str(error):
-        return not_found(f"Could not find meta graph def matching supplied tags in {path}: {error}")
+        return not_found(
+            f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}. "
+            "To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+        )
     if isinstance(error, OSError | ValueError):
         return ServingError(Code.DATA_LOSS, f"SavedModel below {path} cannot be read: {error}")
     return ServingError(Code.UNKNOWN, f"{type(error).__name__}: {error}")

@@ -41,12 +41,16 @@ _clock = time.perf_counter
 
 @dataclass(slots=True)
 class Seen:
-    """A request under way: when it began, its trace; how long its model ran, and on how many examples."""
+    """A request under way: when it began, its trace; how long its model ran, and on how many examples.
+
+    `deadline` is in time.monotonic(), where the client has one.
+    """
 
     began: float
     trace: Trace | None
     runtime_us: float | None = None
     examples: int = 0
+    deadline: float | None = None
 
 
 class Observer:

@@ -129,7 +129,7 @@ def test_floats_beyond_32_bits_become_infinite_and_long_names_and_values_survive
     ]
     name, value = "é" * 200, "\0" * 20_000
     assert read({"examples": [{name: value}]}) == [{name: ("bytes", [value.encode()])}]
-    assert decoded(examples.example({})) == {}
+    assert decoded(examples.example({}, examples.Names())) == {}
 
 
 @pytest.mark.parametrize(

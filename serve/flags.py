@@ -63,12 +63,27 @@ class Flags:
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
 
     rest_api_port: int = _flag(0, "REST", "HTTP port; 0: REST is off")
-    rest_api_num_threads: int = _flag(0, "REST", "threads that read, run and write (0: 4 x CPUs)")
+    rest_api_num_threads: int = _flag(0, "REST", "threads that read large requests and write large answers (0: 2)")
     rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
     adaptive_batching: bool = _flag(True, "Batching", "without --enable_batching: join requests that wait while the "
                                     "model is busy, where its signatures allow", own=True)
+
+    rest_body_bytes_at_most: int = _flag(64 << 20, "Limits", "size of a body (TF Serving: no limit)", own=True)
+    rest_inflated_bytes_at_most: int = _flag(64 << 20, "Limits", "size that a gzip body may inflate to", own=True)
+    rest_all_bodies_bytes_at_most: int = _flag(512 << 20, "Limits", "size of the bodies of all requests together that "
+                                               "arrive or wait", own=True)
+    rest_head_bytes_at_most: int = _flag(64 << 10, "Limits", "size of a request's path and headers", own=True)
+    rest_requests_at_most: int = _flag(4096, "Limits", "requests under way at once; more get 429", own=True)
+    rest_connections_at_most: int = _flag(12_000, "Limits", "open connections (fewer where files are limited); for one "
+                                          "more, the one that rests longest is closed", own=True)
+    rest_receive_seconds: float = _flag(30.0, "Limits", "time from a request's first byte to its last; each 16 KiB of "
+                                        "body give a second more", own=True)
+    rest_send_seconds: float = _flag(30.0, "Limits", "time that a client may take nothing of its answer", own=True)
+    rest_idle_seconds: float = _flag(3900.0, "Limits", "time that a connection may rest between requests", own=True)
+    json_depth_at_most: int = _flag(1_000_000, "Limits", "nesting of a request's JSON", own=True)
+    grpc_message_bytes_at_most: int = _flag(2**31 - 1, "Limits", "size of a request over gRPC", own=True)
 
     address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
     drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
@@ -130,6 +145,9 @@ def _check(flags: Flags) -> None:
     for name in ("max_num_load_retries", "grpc_max_threads", "rest_api_num_threads", "drain_seconds"):
         if not getattr(flags, name) >= 0:
             raise UsageError(f"--{name} is {getattr(flags, name)}; it cannot be negative")
+    for name, field in _FIELDS.items():
+        if field.metadata["group"] == "Limits" and not getattr(flags, name) > 0:
+            raise UsageError(f"--{name} is {getattr(flags, name)}; it must be more than 0")
 
 
 def _text(name: str, text: str | None) -> str:

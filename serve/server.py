@@ -1,29 +1,22 @@
 """Start, serve, drain: the life of the server process."""
 
 import asyncio
-import contextlib
-import logging
-import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, queues, rest_server
+from serve import config, framework, http_limits, listeners, log, queues, rest_calls, rest_server
 from serve.flags import Flags
 from serve.model import Model
 from serve.models import LoadPolicy, Models
 from serve.status import Code, ServingError, invalid
 
-# Longer than the hour that Envoy keeps an idle connection: if clients close first, no request is on its way.
-_KEEP_ALIVE_S = 3900
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -112,10 +105,8 @@ async def _serve(flags: Flags, models: Models, http: socket.socket | None, began
     if models.stopping:
         log.info("stopped before it was ready")
         return
-    http_server, grpc_server = _open(flags, models, http)
-    waiting: list[asyncio.Task] = [asyncio.create_task(stop.wait())]
-    if http_server and http:
-        waiting.append(asyncio.create_task(http_server.serve(sockets=[http])))
+    http_server = await _open_http(flags, models, http) if http else None
+    grpc_server = _open_grpc(flags, models)
     log.info(
         "ready",
         address=flags.address,
@@ -123,66 +114,53 @@ async def _serve(flags: Flags, models: Models, http: socket.socket | None, began
         rest=flags.rest_api_port if http else "off",
         seconds=time.monotonic() - began,
     )
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await stop.wait()
     log.info("draining", seconds=flags.drain_seconds)
-    await _drain(http_server, grpc_server, waiting[1:], flags.drain_seconds)
+    await _drain(http_server, grpc_server, flags.drain_seconds)
     log.info("stopped")
 
 
-def _open(flags: Flags, models: Models, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
+def _open_grpc(flags: Flags, models: Models) -> Any:
     from serve import grpc_server
 
-    if http:
-        listeners.open_http(http)
     arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
         models,
-        _threads(flags.grpc_max_threads),
+        flags.grpc_max_threads or 4 * len(os.sched_getaffinity(0)),
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
     )
     listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path)
-    return (_rest_server(flags, models) if http else None), server
+    return server
 
 
-def _threads(asked: int) -> int:
-    return asked or 4 * len(os.sched_getaffinity(0))
-
-
-class _RestServer(uvicorn.Server):
-    """uvicorn, without its own signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _rest_server(flags: Flags, models: Models) -> _RestServer:
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    timeout_s = flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None
-    pool = ThreadPoolExecutor(_threads(flags.rest_api_num_threads), thread_name_prefix="rest")
-    application = rest_server.Application(models, pool, timeout_s, flags.rest_api_enable_cors_support)
-    settings = uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(flags.drain_seconds),
+async def _open_http(flags: Flags, models: Models, listener: socket.socket) -> rest_server.RestServer:
+    limits = http_limits.Limits(
+        head_bytes=flags.rest_head_bytes_at_most,
+        body_bytes=flags.rest_body_bytes_at_most,
+        all_bodies_bytes=flags.rest_all_bodies_bytes_at_most,
+        connections=flags.rest_connections_at_most,
+        receive_s=flags.rest_receive_seconds,
+        send_s=flags.rest_send_seconds,
+        idle_s=flags.rest_idle_seconds,
     )
-    return _RestServer(settings)
+    options = rest_calls.Options(
+        timeout_s=flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None,
+        requests_at_most=flags.rest_requests_at_most,
+        inflated_bytes=flags.rest_inflated_bytes_at_most,
+    )
+    server = rest_server.RestServer(
+        models, limits, options, threads=flags.rest_api_num_threads, cors=flags.rest_api_enable_cors_support
+    )
+    listeners.open_http(listener)
+    await server.start(listener)
+    return server
 
 
-async def _drain(http_server: Any, grpc_server: Any, tasks: list[asyncio.Task], seconds: float) -> None:
+async def _drain(http_server: rest_server.RestServer | None, grpc_server: Any, seconds: float) -> None:
     """Refuses new requests, and gives those that run `seconds` to finish."""
     grpc_stopped = grpc_server.stop(seconds)
+    waiting = [asyncio.get_running_loop().run_in_executor(None, grpc_stopped.wait, seconds + 0.5)]
     if http_server:
-        http_server.should_exit = True
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, grpc_stopped.wait, seconds + 0.5)
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds + 0.5)
+        waiting.append(asyncio.ensure_future(http_server.drain(seconds)))
+    await asyncio.gather(*waiting)

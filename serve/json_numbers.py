@@ -22,7 +22,11 @@ def rows(values: np.ndarray) -> list[str]:
         return json_digits.rows(values)
     found = texts(values.reshape(-1))
     width = values.shape[1]
-    return [", ".join(found[at : at + width]) for at in range(0, len(found), width)] if width else [""] * len(values)
+    return (
+        [", ".join(found[at : at + width]) for at in range(0, len(found), width)]
+        if width
+        else [""] * len(values)
+    )
 
 
 def texts(values: np.ndarray) -> list[str]:

@@ -19,7 +19,7 @@ class Limits:
 
 
 class Line:
-    """A line for one version. Threads start when they are needed and stay; each costs some 100 KiB.
+    """A line for one version. Threads start when they are needed and stay; each costs 17 KiB while idle.
 
     A free thread takes the kind whose turn it is, and what waits of it up to `rows_at_most` rows (the first task
     whatever its size). So a lone task runs at once and many are joined: nothing waits for a timer. Where much waits,

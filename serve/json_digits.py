@@ -15,6 +15,7 @@ _TO_NINE = np.array([float(f"1e{8 - power}") for power in range(-_BIAS, 40)])
 _TO_SIX = np.array([float(f"1e{5 - power}") for power in range(-_BIAS, 40)])
 _NEARLY_HALF = 0.4999
 
+
 # The line: sign, "0.000", nine digits with a point after each but the last, ".0", "e+00", and what separates.
 _LINE = np.frombuffer(b"-0.000" + b"0." * 8 + b"0" + b".0" + b"e+00" + b", ", np.uint8)
 _ZEROS, _DIGITS, _POINT_ZERO, _EXPONENT, _SEPARATOR = 1, 6, 23, 25, 29
@@ -49,15 +50,43 @@ _THREE_DIGITS = np.array([list(b"%03d" % number) for number in range(1000)], np.
 _TRAILING_ZEROS = np.array([3 - len((b"%03d" % number).rstrip(b"0")) for number in range(1000)])
 
 
+# So many at once stay in a processor's cache.
+_AT_ONCE = 2048
+
+
 def rows(values: np.ndarray) -> list[str]:
     """The numbers of each row of a [rows, numbers] array, joined by comma and space."""
-    flat = values.reshape(-1)
+    step = max(1, _AT_ONCE // values.shape[1])
+    found: list[str] = []
     with np.errstate(all="ignore"):
-        lines, shown = _lines(flat)
+        for at in range(0, len(values), step):
+            found += _rows(values[at : at + step])
+    return found
+
+
+def _rows(values: np.ndarray) -> list[str]:
+    lines, shown = _lines(values.reshape(-1))
     ends = slice(values.shape[1] - 1, None, values.shape[1])
     lines[ends, _SEPARATOR] = ord("\n")
     shown[ends, _SEPARATOR + 1] = False
     return lines[shown].tobytes().decode("ascii").split("\n")[:-1]
+
+
+def some(values: np.ndarray) -> list[str]:
+    """The texts of a one-dimensional array of a few hundred: as above, but written by the C library."""
+    with np.errstate(all="ignore"):
+        wide = values.astype(np.float64)
+        size = np.abs(wide)
+        power = np.floor(np.log10(size))
+        if not np.isfinite(power).all():
+            return rows(values.reshape(-1, 1))
+        is_short = _short(size, power.astype(np.int64), values)[1]
+        is_whole = (wide == np.rint(wide)) & (size < np.where(is_short, 1e6, 1e9))
+    formats = [_FORMATS[kind] for kind in (is_short + 2 * is_whole).tolist()]
+    return ("\n".join(formats) % tuple(wide.tolist())).split("\n")
+
+
+_FORMATS = ("%.9g", "%.6g", "%.1f", "%.1f")
 
 
 def _lines(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +98,8 @@ def _lines(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if is_odd.any():
         power[is_odd] = 0
     power = power.astype(np.int64)
-    nine, six, is_short = _digits(size, power, values)
+    nine = np.rint(size * _TO_NINE[power + _BIAS])
+    six, is_short = _short(size, power, values)
     is_unsure = np.abs(size * _TO_NINE[power + _BIAS] - nine) > _NEARLY_HALF
     is_unsure &= ~is_short
     is_unsure |= is_odd & (size != 0)
@@ -87,22 +117,19 @@ def _lines(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lines, shown
 
 
-def _digits(
-    size: np.ndarray, power: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first nine digits and the first six, as whole numbers, and where these six read back equal.
+def _short(size: np.ndarray, power: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first six digits as a whole number, and where these read back equal.
 
-    The products may be off by a few units of the last place of a double. Six digits that are wrong by that lie
+    The product may be off by a few units of the last place of a double. Six digits that are wrong by that lie
     next to a half, and cannot read back equal. What they read back as has to be exact: one operation on numbers
     that are (powers of ten beyond 10^22 are not, but no decimal of six digits comes so close to the middle of two
     32-bit floats that it would matter).
     """
-    nine = np.rint(size * _TO_NINE[power + _BIAS])
     six = np.rint(size * _TO_SIX[power + _BIAS])
     back = six / _POWERS[np.maximum(5 - power, 0)]
     if power.max() > 5:
         back = np.where(power > 5, six * _POWERS[np.maximum(power - 5, 0)], back)
-    return nine, six, back.astype(np.float32) == np.abs(values)
+    return six, back.astype(np.float32) == np.abs(values)
 
 
 def _written(digits: np.ndarray, power: np.ndarray, at_most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,9 @@ _NOT_NEGATIVE = (
     "rest_api_num_threads",
     "drain_seconds",
     "drain_notice_seconds",
+    "adaptive_batch_rows",
+    "max_waiting_requests",
+    "max_waiting_mb",
 )
 
 
@@ -98,8 +101,18 @@ class Flags:
     rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
-    adaptive_batching: bool = _flag(True, "Batching", "without --enable_batching: join requests that wait while the "
-                                    "model is busy, where its signatures allow", own=True)
+    enable_batching: bool = _flag(False, "Batching", "join requests as TF Serving does, by the parameters below; "
+                                  "without it they are joined as --adaptive_batching says")
+    batching_parameters_file: str = _flag("", "Batching", "text-format BatchingParameters; needs --enable_batching")
+    enable_per_model_batching_parameters: bool = _flag(False, "Batching", "read batching_params.pbtxt in the version's "
+                                                       "folder instead; a version without it is not batched")
+    adaptive_batching: bool = _flag(True, "Batching", "join the requests that wait while a model is busy, where its "
+                                    "signatures allow; nothing waits for others to come", own=True)
+    adaptive_batch_rows: int = _flag(512, "Batching", "rows that are joined at most", own=True)
+    max_waiting_requests: int = _flag(1024, "Batching", "requests that may wait for a version, without "
+                                      "--enable_batching; more are refused (429, RESOURCE_EXHAUSTED); 0: no limit",
+                                      own=True)
+    max_waiting_mb: int = _flag(1024, "Batching", "the same for what these hold, in MiB; 0: no limit", own=True)
 
     rest_body_bytes_at_most: int = _flag(64 << 20, "Limits", "size of a body (TF Serving: no limit)", own=True)
     rest_inflated_bytes_at_most: int = _flag(64 << 20, "Limits", "size that a gzip body may inflate to", own=True)
@@ -143,9 +156,6 @@ class Flags:
     version: bool = _flag(False, "Process", "print versions and end")
     help: bool = _flag(False, "Process", "print this text and end")
 
-    enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
-    batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
-    enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
     enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
     # fmt: on
 

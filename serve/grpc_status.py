@@ -1,5 +1,6 @@
 """What a gRPC method raises, as the status that its client gets."""
 
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ def answered(method: Callable[[Any, Any, Seen], Any]) -> Callable:
 
     def answer(self: Service, request: Any, context: grpc.ServicerContext) -> Any:
         seen = self.observer.began(_traceparent(context))
+        remaining_s = context.time_remaining()
+        if remaining_s is not None:
+            seen.deadline = time.monotonic() + remaining_s
         response, failed = _outcome(method, self, request, seen)
         code = failed.code if failed else Code.OK
         header = self.observer.ended(seen, GRPC, api, _model(request), code)

@@ -41,12 +41,16 @@ _clock = time.perf_counter
 
 @dataclass(slots=True)
 class Seen:
-    """A request under way: when it began, its trace; how long its model ran, and on how many examples."""
+    """A request under way: when it began, its trace; how long its model ran, and on how many examples.
+
+    `deadline` is in time.monotonic(), where the client has one.
+    """
 
     began: float
     trace: Trace | None
     runtime_us: float | None = None
     examples: int = 0
+    deadline: float | None = None
 
 
 class Observer:
@@ -141,20 +145,15 @@ class Observer:
 class BatchObserver:
     """Counts what a batching queue does, under TF Serving's `batching_session` names."""
 
-    def __init__(self, metrics: Metrics, thread_pool_name: str = "batch_threads"):
+    def __init__(self, metrics: Metrics):
         self._metrics = metrics
-        self._pool = thread_pool_name
 
-    def queued(self, seconds: float) -> None:
-        """One request waited this long."""
-        self._metrics.observe(QUEUING_LATENCY, seconds * 1e6, self._pool)
-
-    def submitted(self, rows: int) -> None:
-        """One request of this many rows came."""
-        self._metrics.observe(INPUT_BATCH_SIZE, rows)
-
-    def ran(self, rows: int, padding: int = 0) -> None:
-        """One batch of this many rows was run, `padding` of them to fill it up."""
+    def batch(self, pool: str, waited_us: Sequence[float], rows: Sequence[int], padding: int) -> None:
+        """See `serve.queues.Observer`."""
+        for each_us, each_rows in zip(waited_us, rows, strict=True):
+            self._metrics.observe(QUEUING_LATENCY, each_us, pool)
+            self._metrics.observe(INPUT_BATCH_SIZE, each_rows)
+        ran = sum(rows) + padding
         self._metrics.add(WRAPPED_RUN_COUNT)
-        self._metrics.observe(PROCESSED_BATCH_SIZE, rows)
-        self._metrics.observe(PADDING_SIZE, padding, str(rows))
+        self._metrics.observe(PROCESSED_BATCH_SIZE, ran)
+        self._metrics.observe(PADDING_SIZE, padding, str(ran))

@@ -22,7 +22,7 @@ from serve import (
     log,
     memory,
     pages,
-    queues,
+    queueing,
     reload,
     rest_calls,
     rest_server,
@@ -33,7 +33,7 @@ from serve.health import Health, Healths
 from serve.metrics import Metrics
 from serve.model import Model
 from serve.models import LoadPolicy, Models, Options
-from serve.observe import Observer
+from serve.observe import BatchObserver, Observer
 from serve.pages import Pages
 from serve.request_log import RequestLog, Rotation
 from serve.status import invalid
@@ -133,6 +133,7 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
     framework.lean()
     from serve import loading, session, warmup
 
+    framework.settle()
     both = flags.tensorflow_session_parallelism
     options = session.SessionOptions(
         tuple(flags.saved_model_tags.split(",")),
@@ -141,7 +142,7 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
         check_method_names=flags.enable_signature_method_name_check,
     )
 
-    queue_options = queues.Options(flags.adaptive_batching)
+    queue = queueing.maker(flags, BatchObserver(observer.metrics) if flags.monitoring_config_file else None)
 
     def load(path: Path) -> Model:
         model = loading.load(path, options, prefer_tflite=flags.prefer_tflite_model)
@@ -149,7 +150,7 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
             if flags.enable_model_warmup and (path / warmup.FILE).is_file():
                 with observer.warming(path):
                     warmup.replay(model, path, flags.num_request_iterations_for_warmup)
-            return queues.queued(model, f"{path.parent.name}/{path.name}", queue_options)
+            return queue(model, path)
         except BaseException:
             model.close()
             raise

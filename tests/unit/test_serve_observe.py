@@ -167,9 +167,7 @@ def test_warm_up_is_timed_with_what_came_of_it(tmp_path):
 def test_batches_are_counted_under_tf_servings_names():
     metrics = Metrics()
     batches = BatchObserver(metrics)
-    batches.submitted(rows=3)
-    batches.queued(seconds=0.001)
-    batches.ran(rows=4, padding=1)
+    batches.batch("batch_threads", waited_us=[1000.0], rows=[3], padding=1)
     shown = metrics.page().decode().splitlines()
     prefix = ":tensorflow:serving:batching_session:"
     assert f"{prefix}wrapped_run_count{{}} 1" in shown

@@ -337,7 +337,7 @@ def _decimal(value: float) -> str:
     """A number by the rule of answers; one that a 32-bit float can hold is shown as such."""
     import numpy as np
 
-    narrow = np.float32(value) if abs(value) <= np.finfo(np.float32).max else value
+    narrow = np.float32(value) if abs(value) <= float(np.finfo(np.float32).max) else value
     text = f"{narrow:.6g}"
     if type(narrow)(text) != narrow:
         text = f"{narrow:.9g}" if isinstance(narrow, np.float32) else f"{value:.17g}"

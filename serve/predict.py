@@ -76,7 +76,7 @@ def work(
 
     def finished(tensors: Sequence[np.ndarray]) -> Result:
         found = dict(zip(names, tensors, strict=True))
-        return finish({alias: dtypes.as_tensor(found[fetches[alias]]) for alias in wanted})
+        return finish({alias: found[fetches[alias]] for alias in wanted})
 
     return Work(feeds, names, finished)
 

@@ -16,7 +16,7 @@ from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import signatures
+from serve import dtypes, signatures
 from serve.status import Code, ServingError, code_of, not_found
 
 _SMALL_BYTES = 4 << 20
@@ -57,9 +57,10 @@ class SavedModel:
         """Feeds tensors of any shape (TF Serving does not enforce the signature's) and returns others."""
         names = tuple(feeds)
         try:
-            return self._callable(names, tuple(fetches))(*feeds.values())
+            found = self._callable(names, tuple(fetches))(*feeds.values())
         except errors.OpError as error:
             raise _serving_error(error) from error
+        return [dtypes.as_tensor(value) for value in found]
 
     def close(self) -> None:
         """Ends the session; variables and graph are freed with it."""

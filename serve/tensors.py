@@ -28,13 +28,17 @@ def decode(proto: Any) -> np.ndarray:
     shape = _shape(proto.tensor_shape)
     size = math.prod(shape)
     if proto.tensor_content and proto.dtype == dtypes.STRING:
-        return _strings_from_content(proto.tensor_content, size).reshape(shape)
-    if proto.tensor_content:
-        return _from_content(proto.tensor_content, shape, size, dtype)
-    values = _typed_values(proto, dtype)[:size]
+        values = _strings_from_content(proto.tensor_content, size)
+    elif proto.tensor_content:
+        values = _from_content(proto.tensor_content, shape, size, dtype)
+    else:
+        values = _typed_values(proto, dtype)[:size]
     if len(values) < size:
         values = _repeated(values, size, dtype)
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError:  # of more dimensions than numpy has, or of none and more elements than it counts
+        raise invalid(f"TensorProto has a shape that no tensor can have here: {list(shape)}") from None
 
 
 def _shape(shape_proto: Any) -> tuple[int, ...]:
@@ -51,7 +55,7 @@ def _from_content(content: bytes, shape: tuple[int, ...], size: int, dtype: DTyp
             f"TensorProto has {len(content)} bytes of tensor_content, "
             f"its shape {list(shape)} of {dtype.name} needs {needed}"
         )
-    return np.frombuffer(content, dtype.numpy).reshape(shape)
+    return np.frombuffer(content, dtype.numpy)
 
 
 def _strings_from_content(content: bytes, size: int) -> np.ndarray:

@@ -328,6 +328,16 @@ def test_extra_typed_values_are_left_out_and_strings_may_come_as_content(stub):
         assert (code, details.partition(": s: ")[0]) == ("INVALID_ARGUMENT", "tensor parsing error")
 
 
+@pytest.mark.parametrize("shape", [[2**62, 0], [1] * 80, [2**40], [-1], [2**62, 2**62, 4]])
+def test_shapes_that_no_tensor_has_are_refused(stub, shape):
+    asked = request("half_plus_two", x=np.float32([2]))
+    asked.inputs["x"].ClearField("tensor_shape")
+    for size in shape:
+        asked.inputs["x"].tensor_shape.dim.add(size=size)
+    code, details = refused(stub.Predict, asked)
+    assert (code, details.partition(": x: ")[0]) == ("INVALID_ARGUMENT", "tensor parsing error")
+
+
 def test_initializer_of_a_tf2_export_is_listed_and_its_call_is_refused(ports, stub):
     told = call("GET", "/v1/models/tf2/metadata", port=ports.rest).json
     assert set(told["metadata"]["signature_def"]["signature_def"]) == {

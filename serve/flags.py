@@ -88,7 +88,7 @@ class Flags:
 
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
-    grpc_max_threads: int = _flag(0, "gRPC", "threads that answer (0: 4 x CPUs)")
+    grpc_max_threads: int = _flag(0, "gRPC", "threads, one for each call at work (0: 4 x CPUs, at least 64)")
     ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig: TLS on the gRPC port and socket; REST is plain "
                                  "HTTP, as in TF Serving")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
@@ -128,6 +128,8 @@ class Flags:
     rest_idle_seconds: float = _flag(3900.0, "Limits", "time that a connection may rest between requests", own=True)
     json_depth_at_most: int = _flag(1_000_000, "Limits", "nesting of a request's JSON", own=True)
     grpc_message_bytes_at_most: int = _flag(2**31 - 1, "Limits", "size of a request over gRPC", own=True)
+    grpc_calls_at_most: int = _flag(4096, "Limits", "calls over gRPC under way at once; more get RESOURCE_EXHAUSTED",
+                                    own=True)
     enable_model_listing: bool = _flag(False, "REST", "GET /v1/models lists all models with their versions; without "
                                        "this flag it is an error, as in TF Serving", own=True)
 

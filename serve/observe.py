@@ -6,7 +6,7 @@ A front calls `began` when a request is whole, and `ended` when its answer is: t
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ class Observer:
             from serve import samples
 
             call = samples.watch(self.request_log, call)
-        return replace(call, work=self.timed(seen, call.work, call.verb in _ON_EXAMPLES))
+        work = self.timed(seen, call.work, call.verb in _ON_EXAMPLES)
+        return Call(call.lease, work, call.verb, call.signature)
 
     def sampled(self, api: str, request: Any, response: Any) -> None:
         """Offers a gRPC request that went well to the request log."""

@@ -42,7 +42,7 @@ _LOOK = re.compile(r"(?i:/v1/models(?:/(?P<name>[^/:]+))?" + _WHICH + r"(?P<meta
 _BELOW = re.compile(r"(?i:/v1/)")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """An HTTP request, its body still as it came. `target` is the path with the query, not decoded."""
 
@@ -53,7 +53,7 @@ class Request:
     inflated_bytes_at_most: int = _INFLATED_BYTES_AT_MOST
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """An HTTP answer. Without a body it has no content type either."""
 
@@ -81,7 +81,7 @@ class _TooLarge(Exception):
     """A body that inflates to more than is read; answered by 413."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A request that needs its model: the version in use, which its owner gives back, and what it has to run."""
 

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from serve import log, rest, trace
@@ -114,11 +113,12 @@ class Calls:
 
     def _read(self, under_way: _UnderWay) -> Answer | Call:
         seen = under_way.seen
-        with log.about(seen.trace) if seen.trace else nullcontext():
+        if seen.trace:
+            with log.about(seen.trace):
+                found = rest.read(under_way.request, self._models)
+        else:
             found = rest.read(under_way.request, self._models)
-        if isinstance(found, Call):
-            return self._observer.called(seen, found)
-        return found
+        return self._observer.called(seen, found) if isinstance(found, Call) else found
 
     def _read_aside(self, under_way: _UnderWay) -> None:
         under_way.request = replace(under_way.request, inflated_bytes_at_most=self._options.inflated_bytes)

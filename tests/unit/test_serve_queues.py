@@ -296,6 +296,30 @@ def test_more_bytes_than_may_wait_are_refused_but_one_request_of_any_size_may():
     assert large.rows() == [[[2], [4], [6]]]
 
 
+def test_run_has_no_more_bytes_than_allowed():
+    model = Model()
+    queue = adaptive(model, bytes_at_most=8)
+    with model.hold(queue):
+        waiting = [ask(queue, [[n]]) for n in range(1, 6)]
+    assert [each.rows() for each in waiting] == [[[[2 * n]]] for n in range(1, 6)]
+    assert [len(run) for run in model.runs] == [1, 2, 2, 1]
+
+
+def test_what_nobody_waits_for_makes_room_for_others():
+    model = Model()
+    queue = adaptive(model, limits=Limits(requests=3))
+    with model.hold(queue):
+        left, late = ask(queue, [[1]]), ask(queue, [[2]], deadline=time.monotonic())
+        kept = ask(queue, [[3]])
+        left.ticket.give_up()
+        more = [ask(queue, [[n]]) for n in (4, 5)]
+        assert str(late.outcome()) == WAITED
+        with pytest.raises(ServingError, match="3 requests waiting"):
+            ask(queue, [[6]])
+    assert [each.rows() for each in (kept, *more)] == [[[[6]]], [[[8]]], [[[10]]]]
+    assert model.runs == [[[0]], [[3], [4], [5]]]
+
+
 def test_limits_of_zero_are_none():
     model = Model()
     queue = adaptive(model, limits=Limits(0, 0))

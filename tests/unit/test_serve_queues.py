@@ -1,5 +1,6 @@
 """How runs wait and which of them run as one, without `--enable_batching`; on models that wait to be let go."""
 
+import gc
 import threading
 import time
 import weakref
@@ -9,7 +10,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from serve import dtypes, lines
+from serve import dtypes, framework, lines
 from serve.batch import Joinable
 from serve.lines import Limits
 from serve.model import Signature, TensorSpec
@@ -425,6 +426,15 @@ def test_observer_is_told_each_batch_and_who_waited():
         ("m", 1, True, [1], 0),
         ("m", 2, True, [1, 2], 0),
     ]
+
+
+def test_what_is_imported_is_left_out_of_garbage_collection():
+    before = gc.get_freeze_count()
+    framework.settle()
+    try:
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 def test_request_without_rows_runs_alone():

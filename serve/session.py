@@ -68,13 +68,17 @@ class SavedModel:
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
         found = self._callables.get((feeds, fetches))
-        if found is None:
-            options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-            if self.in_one_thread:
-                options.run_options.inter_op_thread_pool = _CALLERS_THREAD
-            with self._lock:
-                found = self._session._make_callable_from_options(options)
-                self._callables[feeds, fetches] = found
+        if found is not None:
+            return found
+        with (
+            self._lock
+        ):  # TensorFlow prepares the graph for it, which may take a second; who comes meanwhile waits
+            found = self._callables.get((feeds, fetches))
+            if found is None:
+                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+                if self.in_one_thread:
+                    options.run_options.inter_op_thread_pool = _CALLERS_THREAD
+                found = self._callables[feeds, fetches] = self._session._make_callable_from_options(options)
         return found
 
 

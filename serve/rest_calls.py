@@ -120,7 +120,9 @@ class Calls:
                 found = rest.read(under_way.request, self._models)
         else:
             found = rest.read(under_way.request, self._models)
-        return self._observer.called(seen, found) if isinstance(found, Call) else found
+        if not isinstance(found, Call):
+            return found
+        return rest.answered(under_way.request, lambda: self._observer.called(seen, found))
 
     def _read_aside(self, under_way: _UnderWay) -> None:
         under_way.request = replace(under_way.request, inflated_bytes_at_most=self._options.inflated_bytes)

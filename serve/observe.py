@@ -138,22 +138,17 @@ class Observer:
 
 
 class BatchObserver:
-    """Counts what a batching queue does, under TF Serving's `batching_session` names."""
+    """Counts what batching queues do, under TF Serving's `batching_session` names."""
 
-    def __init__(self, metrics: Metrics, thread_pool_name: str = "batch_threads"):
+    def __init__(self, metrics: Metrics):
         self._metrics = metrics
-        self._pool = thread_pool_name
 
-    def queued(self, seconds: float) -> None:
-        """One request waited this long."""
-        self._metrics.observe(QUEUING_LATENCY, seconds * 1e6, self._pool)
-
-    def submitted(self, rows: int) -> None:
-        """One request of this many rows came."""
-        self._metrics.observe(INPUT_BATCH_SIZE, rows)
-
-    def ran(self, rows: int, padding: int = 0) -> None:
-        """One batch of this many rows was run, `padding` of them to fill it up."""
-        self._metrics.add(WRAPPED_RUN_COUNT)
-        self._metrics.observe(PROCESSED_BATCH_SIZE, rows)
-        self._metrics.observe(PADDING_SIZE, padding, str(rows))
+    def batch(self, pool: str, waited_us: Sequence[float], rows: Sequence[int], padding: int) -> None:
+        """A batch begins to run: how long each of its requests waited, their rows, and rows that were added."""
+        metrics, size = self._metrics, sum(rows) + padding
+        metrics.add(WRAPPED_RUN_COUNT)
+        metrics.observe(PROCESSED_BATCH_SIZE, size)
+        metrics.observe(PADDING_SIZE, padding, str(size))
+        for waited, count in zip(waited_us, rows, strict=True):
+            metrics.observe(QUEUING_LATENCY, waited, pool)
+            metrics.observe(INPUT_BATCH_SIZE, count)

@@ -90,6 +90,8 @@ class Flags:
                                  "HTTP, as in TF Serving")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
                                                   "PredictionService and the whole server")
+    enable_profiler: bool = _flag(True, "gRPC", "tensorflow.ProfilerService, for TensorBoard's \"capture profile\"; "
+                                  "it writes files where clients say, so only where --address is this machine's own")
     grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
 
@@ -129,7 +131,6 @@ class Flags:
     enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
     batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
     enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
-    enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
     # fmt: on
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-from serve import health
+from serve import health, profiler
 from serve.grpc_models import ModelService
 from serve.grpc_prediction import PredictionService
 from serve.health import Healths
@@ -24,10 +24,11 @@ def server(
     *,
     observer: Observer | None = None,
     healths: Healths | None = None,
+    is_profiled: bool = False,
     as_content: bool = False,
     arguments: list[tuple[str, int | str]] | None = None,
 ) -> grpc.Server:
-    """A gRPC server with both services, and that of `healths`; not yet bound or started."""
+    """A gRPC server with both services, that of `healths`, and if asked the profiler's; not yet bound or started."""
     options = [
         ("grpc.max_send_message_length", MESSAGE_BYTES_AT_MOST),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_AT_MOST),
@@ -42,6 +43,8 @@ def server(
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models, observer), made)
     if healths:
         made.add_generic_rpc_handlers([health.handler(healths)])
+    if is_profiled:
+        made.add_generic_rpc_handlers([profiler.handler()])
     return made
 
 

@@ -189,7 +189,7 @@ async def _give_notice(healths: Healths | None, seconds: float) -> None:
 
 
 def _open(flags: Flags, parts: _Parts, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
-    from serve import grpc_server
+    from serve import grpc_server, profiler
 
     if http:
         listeners.open_http(http)
@@ -199,6 +199,7 @@ def _open(flags: Flags, parts: _Parts, http: socket.socket | None) -> tuple["_Re
         _threads(flags.grpc_max_threads),
         observer=parts.observer,
         healths=parts.healths,
+        is_profiled=flags.enable_profiler and profiler.is_for(flags.address),
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
     )

@@ -46,8 +46,8 @@ def test_unknown_arguments_are_passed_over_and_named():
 
 
 def test_flags_without_effect_yet_are_accepted_and_named():
-    line = parse(["--enable_batching", "--enable_profiler=false", "--port=2"])
-    assert line.idle == ("enable_batching", "enable_profiler")
+    line = parse(["--enable_batching", "--enable_per_model_batching_parameters", "--port=2"])
+    assert line.idle == ("enable_batching", "enable_per_model_batching_parameters")
 
 
 @pytest.mark.parametrize(

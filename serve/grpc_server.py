@@ -27,16 +27,22 @@ def server(
     is_profiled: bool = False,
     as_content: bool = False,
     arguments: list[tuple[str, int | str]] | None = None,
+    message_bytes_at_most: int = MESSAGE_BYTES_AT_MOST,
+    calls_at_most: int | None = None,
 ) -> grpc.Server:
     """A gRPC server with both services, that of `healths`, and if asked the profiler's; not yet bound or started."""
     options = [
         ("grpc.max_send_message_length", MESSAGE_BYTES_AT_MOST),
-        ("grpc.max_receive_message_length", MESSAGE_BYTES_AT_MOST),
+        ("grpc.max_receive_message_length", message_bytes_at_most),
         ("grpc.so_reuseport", 0),
         *(arguments or []),
     ]
     observer = observer or Observer()
-    made = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
+    made = grpc.server(
+        ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+        options=options,
+        maximum_concurrent_rpcs=calls_at_most,
+    )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(models, as_content, observer), made
     )

@@ -43,7 +43,7 @@ def error(event: str, **facts: object) -> None:
 
 def bug(where: str, failed: BaseException) -> None:
     """Logs what no code foresaw: where it was raised, and its kind. Its message may hold what a client sent."""
-    trace = "".join(traceback.format_tb(failed.__traceback__))
+    trace = "".join(["Traceback (most recent call last):\n", *traceback.format_tb(failed.__traceback__)])
     error("bug", where=where, kind=type(failed).__name__, trace=trace)
 
 

@@ -20,6 +20,10 @@ from serve import dtypes, signatures
 from serve.status import Code, ServingError, code_of, not_found
 
 
+# Clients choose which outputs they want, and each choice costs memory.
+_CALLABLES_AT_MOST = 128
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """How sessions are made: the tags of the meta graph, threads (0: automatic), whether method names count."""
@@ -59,6 +63,8 @@ class SavedModel:
             options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
             with self._lock:
                 found = self._session._make_callable_from_options(options)
+                if len(self._callables) >= _CALLABLES_AT_MOST:
+                    del self._callables[next(iter(self._callables))]
                 self._callables[feeds, fetches] = found
         return found
 

@@ -19,7 +19,6 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from serve import dtypes, signatures
 from serve.status import Code, ServingError, code_of, not_found
 
-
 # Clients choose which outputs they want, and each choice costs memory.
 _CALLABLES_AT_MOST = 128
 

@@ -16,7 +16,7 @@ COPY requirements.txt ${VENV}/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi \
  && python3 -m venv --without-pip --system-site-packages "${VENV}" \
- && awk '/^[a-zA-Z0-9]/ { keep = /^(click|grpcio|h11|httptools|ml-dtypes|numpy|orjson|protobuf|tensorflow-serving-api|typing-extensions|uvicorn|uvloop)==/ } keep' \
+ && awk '/^[a-zA-Z0-9]/ { keep = /^(grpcio|httptools|ml-dtypes|numpy|orjson|protobuf|pysimdjson|tensorflow-serving-api|typing-extensions|uvloop)==/ } keep' \
       "${VENV}/requirements.txt" > /tmp/lock.txt \
  && "${VENV}/bin/python" -m pip install --disable-pip-version-check --no-compile --require-hashes --no-deps \
       --ignore-installed --requirement /tmp/lock.txt \

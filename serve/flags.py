@@ -9,15 +9,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serve import log
+
 USAGE = """usage: python -m serve --model_name=NAME --model_base_path=DIR [--name=value ...]
 
 Serves TensorFlow SavedModels over gRPC and REST as TF Serving does. DIR holds a folder per version
 (DIR/1/saved_model.pb). Ports open when every model has a version that is available.
 SIGTERM refuses new requests, finishes those that run, and ends at most --drain_seconds (and one) later.
+Nothing is encrypted or asked for a password unless you say so: mind what --address opens.
 
   python -m serve --model_name=digits --model_base_path=/models/digits --port=8500 --rest_api_port=8501
   curl -d '{"instances": [1.0, 2.0]}' localhost:8501/v1/models/digits:predict
 """
+
+
+_NOT_NEGATIVE = (
+    "max_num_load_retries",
+    "num_load_threads",
+    "num_unload_threads",
+    "memory_budget_bytes",
+    "grpc_max_threads",
+    "rest_api_num_threads",
+    "drain_seconds",
+    "drain_notice_seconds",
+    "adaptive_batch_rows",
+    "max_waiting_requests",
+    "max_waiting_mb",
+)
 
 
 class UsageError(Exception):
@@ -53,12 +71,28 @@ class Flags:
     num_request_iterations_for_warmup: int = _flag(0, "Models", "how often each warm-up record is replayed (0: once)")
     max_num_load_retries: int = _flag(5, "Models", "tries after the first failed load of a version")
     load_retry_interval_micros: int = _flag(60_000_000, "Models", "time between these; negative: none")
-    file_system_poll_wait_seconds: int = _flag(1, "Models", "time between looks for a first version, at start; 0: look "
-                                               "once (later versions are not looked for yet)")
+    file_system_poll_wait_seconds: int = _flag(1, "Models", "time between looks for versions below the base paths; 0: "
+                                               "look once, at the start and for each new config; negative: never")
+    model_config_file_poll_wait_seconds: int = _flag(0, "Models", "time between looks at the model config file; 0: it "
+                                                     "is read once")
+    allow_version_labels_for_unavailable_models: bool = _flag(False, "Models", "let a new label point to a version "
+                                                              "that is not available")
+    num_load_threads: int = _flag(0, "Models", "threads that load (0: one load at a time, each with all of its tries); "
+                                  "the first load takes 4 x CPUs")
+    num_unload_threads: int = _flag(0, "Models", "threads that unload (0: one at a time)")
+    memory_budget_bytes: int = _flag(0, "Models", "memory of the process above which no further version is loaded: it "
+                                     "ends with RESOURCE_EXHAUSTED (0: no bound)", own=True)
+    unload_on_empty_base_path: bool = _flag(False, "Models", "as TF Serving: unload a model whose base path is there "
+                                            "and has no version left, and drop a look at all base paths if one cannot "
+                                            "be read; otherwise neither touches what serves", own=True)
 
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
-    grpc_max_threads: int = _flag(0, "gRPC", "threads that answer (0: 4 x CPUs)")
+    grpc_max_threads: int = _flag(0, "gRPC", "threads, one for each call at work (0: 4 x CPUs, at least 64)")
+    ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig: TLS on the gRPC port and socket; REST is plain "
+                                 "HTTP, as in TF Serving")
+    enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
+                                                  "PredictionService and the whole server")
     grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
 
@@ -67,8 +101,18 @@ class Flags:
     rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
-    adaptive_batching: bool = _flag(True, "Batching", "without --enable_batching: join requests that wait while the "
-                                    "model is busy, where its signatures allow", own=True)
+    enable_batching: bool = _flag(False, "Batching", "join requests as TF Serving does, by the parameters below; "
+                                  "without it they are joined as --adaptive_batching says")
+    batching_parameters_file: str = _flag("", "Batching", "text-format BatchingParameters; needs --enable_batching")
+    enable_per_model_batching_parameters: bool = _flag(False, "Batching", "read batching_params.pbtxt in the version's "
+                                                       "folder instead; a version without it is not batched")
+    adaptive_batching: bool = _flag(True, "Batching", "join the requests that wait while a model is busy, where its "
+                                    "signatures allow; nothing waits for others to come", own=True)
+    adaptive_batch_rows: int = _flag(512, "Batching", "rows that are joined at most", own=True)
+    max_waiting_requests: int = _flag(1024, "Batching", "requests that may wait for a version, without "
+                                      "--enable_batching; more are refused (429, RESOURCE_EXHAUSTED); 0: no limit",
+                                      own=True)
+    max_waiting_mb: int = _flag(1024, "Batching", "the same for what these hold, in MiB; 0: no limit", own=True)
 
     rest_body_bytes_at_most: int = _flag(64 << 20, "Limits", "size of a body (TF Serving: no limit)", own=True)
     rest_inflated_bytes_at_most: int = _flag(64 << 20, "Limits", "size that a gzip body may inflate to", own=True)
@@ -84,9 +128,29 @@ class Flags:
     rest_idle_seconds: float = _flag(3900.0, "Limits", "time that a connection may rest between requests", own=True)
     json_depth_at_most: int = _flag(1_000_000, "Limits", "nesting of a request's JSON", own=True)
     grpc_message_bytes_at_most: int = _flag(2**31 - 1, "Limits", "size of a request over gRPC", own=True)
+    grpc_calls_at_most: int = _flag(4096, "Limits", "calls over gRPC under way at once; more get RESOURCE_EXHAUSTED",
+                                    own=True)
+    enable_model_listing: bool = _flag(False, "REST", "GET /v1/models lists all models with their versions; without "
+                                       "this flag it is an error, as in TF Serving", own=True)
+
+    monitoring_config_file: str = _flag("", "Watching", "text-format MonitoringConfig; with prometheus_config "
+                                        "{ enable: true } metrics are shown on the REST port, at "
+                                        "/monitoring/prometheus/metrics or its `path`")
+    log_format: str = _flag("text", "Watching", "text or json: a JSON object per line on stderr (TensorFlow's own "
+                            "lines stay as they are)", own=True)
+    log_requests: bool = _flag(False, "Watching", "a log line per request: model, code, time, trace; never contents",
+                               own=True)
+    request_log_prefix: str = _flag("", "Watching", "write a sample of the model's requests and answers to "
+                                    "PREFIX.MODEL.*.tfrecord, as PredictionLog (with --model_config_file: its "
+                                    "logging_config, type \"tfrecord\")", own=True)
+    request_log_sampling_rate: float = _flag(0.01, "Watching", "the part that is written: 0 to 1", own=True)
+    request_log_max_mib: int = _flag(64, "Watching", "size at which the next file is begun", own=True)
+    request_log_max_age_seconds: int = _flag(3600, "Watching", "age at which the next file is begun", own=True)
 
     address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
     drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
+    drain_notice_seconds: float = _flag(0.0, "Process", "time before that in which requests are still taken, and the "
+                                        "health service says NOT_SERVING", own=True)
     tensorflow_session_parallelism: int = _flag(0, "Process", "threads of a session, both kinds (0: automatic)")
     tensorflow_intra_op_parallelism: int = _flag(0, "Process", "threads within an operation (0: automatic)")
     tensorflow_inter_op_parallelism: int = _flag(0, "Process", "operations at once (0: automatic)")
@@ -94,17 +158,7 @@ class Flags:
     version: bool = _flag(False, "Process", "print versions and end")
     help: bool = _flag(False, "Process", "print this text and end")
 
-    model_config_file_poll_wait_seconds: int = _idle(0, "Without effect yet", "re-read the config file this often")
-    allow_version_labels_for_unavailable_models: bool = _idle(False, "Without effect yet", "labels before availability")
-    enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
-    batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
-    enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
-    num_load_threads: int = _idle(0, "Without effect yet", "threads that load")
-    num_unload_threads: int = _idle(0, "Without effect yet", "threads that unload")
-    monitoring_config_file: str = _idle("", "Without effect yet", "text-format MonitoringConfig")
-    enable_grpc_healthcheck_service: bool = _idle(False, "Without effect yet", "standard gRPC health service")
     enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
-    ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig; refused, as this server cannot do TLS yet")
     # fmt: on
 
 
@@ -142,7 +196,12 @@ def _check(flags: Flags) -> None:
     for name in ("port", "rest_api_port"):
         if not 0 <= getattr(flags, name) <= 65535:
             raise UsageError(f"--{name} is {getattr(flags, name)}; a port lies between 0 and 65535")
-    for name in ("max_num_load_retries", "grpc_max_threads", "rest_api_num_threads", "drain_seconds"):
+    if flags.log_format not in log.FORMATS:
+        raise UsageError(f"--log_format is {' or '.join(log.FORMATS)}, and not {flags.log_format!r}")
+    for name in ("request_log_max_mib", "request_log_max_age_seconds"):
+        if getattr(flags, name) < 1:
+            raise UsageError(f"--{name} is {getattr(flags, name)}; it is at least 1")
+    for name in _NOT_NEGATIVE:
         if not getattr(flags, name) >= 0:
             raise UsageError(f"--{name} is {getattr(flags, name)}; it cannot be negative")
     for name, field in _FIELDS.items():

@@ -16,6 +16,7 @@ from serve import dtypes, grpc_inference, grpc_spec, metadata, predict, tensors
 from serve.grpc_status import answered
 from serve.model import Model, Signature
 from serve.models import Models
+from serve.observe import Observer, Seen
 from serve.queues import queue_of, run_in
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
@@ -58,47 +59,54 @@ def _decoded(alias: str, proto: Any) -> Any:
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
-    def __init__(self, models: Models, as_content: bool):
+    def __init__(self, models: Models, as_content: bool, observer: Observer):
         self._models = models
+        self.observer = observer
         self._as_content = as_content
 
     @answered
-    def Predict(self, request: Any) -> Any:
+    def Predict(self, request: Any, seen: Seen) -> Any:
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = read_predict(servable.model, request, self._as_content)
-            response = run_in(queue_of(servable.model), work)
+            work = self.observer.timed(seen, read_predict(servable.model, request, self._as_content))
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             return grpc_spec.answer(servable, response)
 
     @answered
-    def Classify(self, request: Any) -> Any:
+    def Classify(self, request: Any, seen: Seen) -> Any:
         """Tells the classes of examples."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = grpc_inference.read_classify(servable.model, request)
-            response = run_in(queue_of(servable.model), work)
+            work = self.observer.timed(
+                seen, grpc_inference.read_classify(servable.model, request), on_examples=True
+            )
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             return grpc_spec.answer(servable, response)
 
     @answered
-    def Regress(self, request: Any) -> Any:
+    def Regress(self, request: Any, seen: Seen) -> Any:
         """Tells a number for each example."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = grpc_inference.read_regress(servable.model, request)
-            response = run_in(queue_of(servable.model), work)
+            work = self.observer.timed(
+                seen, grpc_inference.read_regress(servable.model, request), on_examples=True
+            )
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             return grpc_spec.answer(servable, response)
 
     @answered
-    def MultiInference(self, request: Any) -> Any:
+    def MultiInference(self, request: Any, seen: Seen) -> Any:
         """Classifies and regresses the same examples by several signatures of a model, in one run."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with grpc_spec.acquire(self._models, spec) as servable:
-            work = grpc_inference.read_multi_inference(servable.model, request)
-            response = run_in(queue_of(servable.model), work)
+            work = self.observer.timed(
+                seen, grpc_inference.read_multi_inference(servable.model, request), on_examples=True
+            )
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             for result in response.results:
                 grpc_spec.answer(servable, result)
             return response
 
     @answered
-    def GetModelMetadata(self, request: Any) -> Any:
+    def GetModelMetadata(self, request: Any, _seen: Seen) -> Any:
         """Tells the signatures of a model."""
         grpc_spec.required(request)
         if not request.metadata_field:

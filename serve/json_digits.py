@@ -7,7 +7,14 @@ A number whose digits a double does not tell for certain is written by the C lib
 
 import numpy as np
 
-_POWERS = np.array([10.0**power for power in range(60)])
+_POWERS = np.array([float(f"1e{power}") for power in range(60)])
+
+# What makes nine digits, or six, of a number, by its power of ten + _BIAS.
+_BIAS = 46
+_TO_NINE = np.array([float(f"1e{8 - power}") for power in range(-_BIAS, 40)])
+_TO_SIX = np.array([float(f"1e{5 - power}") for power in range(-_BIAS, 40)])
+_NEARLY_HALF = 0.4999
+
 
 # The line: sign, "0.000", nine digits with a point after each but the last, ".0", "e+00", and what separates.
 _LINE = np.frombuffer(b"-0.000" + b"0." * 8 + b"0" + b".0" + b"e+00" + b", ", np.uint8)
@@ -43,73 +50,109 @@ _THREE_DIGITS = np.array([list(b"%03d" % number) for number in range(1000)], np.
 _TRAILING_ZEROS = np.array([3 - len((b"%03d" % number).rstrip(b"0")) for number in range(1000)])
 
 
+# So many at once stay in a processor's cache.
+_AT_ONCE = 2048
+
+
 def rows(values: np.ndarray) -> list[str]:
     """The numbers of each row of a [rows, numbers] array, joined by comma and space."""
-    flat = values.reshape(-1)
+    step = max(1, _AT_ONCE // values.shape[1])
+    found: list[str] = []
     with np.errstate(all="ignore"):
-        lines, shown = _lines(flat)
+        for at in range(0, len(values), step):
+            found += _rows(values[at : at + step])
+    return found
+
+
+def _rows(values: np.ndarray) -> list[str]:
+    lines, shown = _lines(values.reshape(-1))
     ends = slice(values.shape[1] - 1, None, values.shape[1])
     lines[ends, _SEPARATOR] = ord("\n")
     shown[ends, _SEPARATOR + 1] = False
     return lines[shown].tobytes().decode("ascii").split("\n")[:-1]
 
 
+def some(values: np.ndarray) -> list[str]:
+    """The texts of a one-dimensional array of a few hundred: as above, but written by the C library."""
+    with np.errstate(all="ignore"):
+        wide = values.astype(np.float64)
+        size = np.abs(wide)
+        power = np.floor(np.log10(size))
+        if not np.isfinite(power).all():
+            return rows(values.reshape(-1, 1))
+        is_short = _short(size, power.astype(np.int64), values)[1]
+        is_whole = (wide == np.rint(wide)) & (size < np.where(is_short, 1e6, 1e9))
+    formats = [_FORMATS[kind] for kind in (is_short + 2 * is_whole).tolist()]
+    return ("\n".join(formats) % tuple(wide.tolist())).split("\n")
+
+
+_FORMATS = ("%.9g", "%.6g", "%.1f", "%.1f")
+
+
 def _lines(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Characters, and which of them are shown, by [number, place]."""
     wide = values.astype(np.float64)
     size = np.abs(wide)
-    power = np.where(size > 0, np.floor(np.log10(size)), 0.0)
-    is_sure = np.isfinite(power)
-    power = np.where(is_sure, power, 0).astype(np.int64)
-    six, power_of_six = _rounded(size, power, 5)
-    is_short = (_scaled(six, power_of_six - 5)).astype(np.float32) == np.abs(values)
-    nine, power_of_nine = _rounded(size, power, 8)
-    digits = np.where(is_short, six * 1000, nine)
-    power = np.where(is_short, power_of_six, power_of_nine)
-    is_sure &= is_short | _is_clear(size, power_of_nine)
-    digits = np.where(is_sure, digits, 0).astype(np.int64)
+    power = np.floor(np.log10(size))
+    is_odd = ~np.isfinite(power)
+    if is_odd.any():
+        power[is_odd] = 0
+    power = power.astype(np.int64)
+    nine = np.rint(size * _TO_NINE[power + _BIAS])
+    six, is_short = _short(size, power, values)
+    is_unsure = np.abs(size * _TO_NINE[power + _BIAS] - nine) > _NEARLY_HALF
+    is_unsure &= ~is_short
+    is_unsure |= is_odd & (size != 0)
+    digits = np.where(is_short, six * 1000, nine).astype(np.int64)
+    over = digits >= 1_000_000_000  # all nines, rounded up
+    if over.any():
+        digits[over] = 100_000_000
+        power += over
+    if is_unsure.any():
+        digits[is_unsure] = 0
     lines, shown = _written(digits, power, np.where(is_short, 6, 9))
     shown[:, 0] = np.signbit(wide)
-    for at in np.flatnonzero(~is_sure).tolist():
+    for at in np.flatnonzero(is_unsure).tolist():
         _write_alone(wide[at].item(), lines[at], shown[at])
     return lines, shown
 
 
-def _scaled(numbers: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Numbers times powers of ten. Exact where number and power are whole and the result fits; else rounded once."""
-    return np.where(by >= 0, numbers * _POWERS[np.maximum(by, 0)], numbers / _POWERS[np.maximum(-by, 0)])
+def _short(size: np.ndarray, power: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first six digits as a whole number, and where these read back equal.
 
-
-def _rounded(size: np.ndarray, power: np.ndarray, digits: int) -> tuple[np.ndarray, np.ndarray]:
-    """One digit and `digits` more as a whole number, and the power of ten of the first."""
-    found = np.rint(_scaled(size, digits - power))
-    over = found >= _POWERS[digits + 1]
-    return np.where(over, _POWERS[digits], found), power + over
-
-
-def _is_clear(size: np.ndarray, power: np.ndarray) -> np.ndarray:
-    """Whether what comes after nine digits is certainly not a half, which rounding in a double could get wrong."""
-    scaled = _scaled(size, 8 - power)
-    return np.abs(scaled - np.floor(scaled) - 0.5) > 1e-4
+    The product may be off by a few units of the last place of a double. Six digits that are wrong by that lie
+    next to a half, and cannot read back equal. What they read back as has to be exact: one operation on numbers
+    that are (powers of ten beyond 10^22 are not, but no decimal of six digits comes so close to the middle of two
+    32-bit floats that it would matter).
+    """
+    six = np.rint(size * _TO_SIX[power + _BIAS])
+    back = six / _POWERS[np.maximum(5 - power, 0)]
+    if power.max() > 5:
+        back = np.where(power > 5, six * _POWERS[np.maximum(power - 5, 0)], back)
+    return six, back.astype(np.float32) == np.abs(values)
 
 
 def _written(digits: np.ndarray, power: np.ndarray, at_most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first, rest = np.divmod(digits, 1_000_000)
-    middle, last = np.divmod(rest, 1000)
-    zeros = _TRAILING_ZEROS[last]
-    zeros += np.where(zeros == 3, _TRAILING_ZEROS[middle], 0)
-    zeros += np.where(zeros == 6, _TRAILING_ZEROS[first], 0)
-    has_exponent = (power < _LOWEST) | (power >= at_most)
-    layout = np.where(has_exponent, _AS_EXPONENT, power - _LOWEST) * 9 + 8 - np.minimum(zeros, 8)
     lines = np.empty((len(digits), _WIDTH), np.uint8)
     lines[:] = _LINE
+    first, rest = np.divmod(digits, 1_000_000)
+    middle, last = np.divmod(rest, 1000)
     for place, three in enumerate((first, middle, last)):
         at = _DIGITS + 6 * place
         lines[:, at : at + 6 : 2] = _THREE_DIGITS[three]
-    exponent = np.flatnonzero(has_exponent)
-    lines[exponent, _EXPONENT + 1] = np.where(power[exponent] < 0, ord("-"), ord("+"))
-    lines[exponent, _EXPONENT + 2 : _SEPARATOR] = _THREE_DIGITS[np.abs(power[exponent]), 1:]
-    return lines, _SHOWN[layout]
+    zeros = _TRAILING_ZEROS[last]
+    for at, three in ((3, middle), (6, first)):
+        longer = zeros == at
+        if longer.any():
+            zeros += np.where(longer, _TRAILING_ZEROS[three], 0)
+    layout = power - _LOWEST
+    has_exponent = (power < _LOWEST) | (power >= at_most)
+    if has_exponent.any():
+        layout[has_exponent] = _AS_EXPONENT
+        powers = power[has_exponent]
+        lines[has_exponent, _EXPONENT + 1] = np.where(powers < 0, ord("-"), ord("+"))
+        lines[has_exponent, _EXPONENT + 2 : _SEPARATOR] = _THREE_DIGITS[np.abs(powers), 1:]
+    return lines, _SHOWN[layout * 9 + 8 - np.minimum(zeros, 8)]
 
 
 _NOT_FINITE = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}

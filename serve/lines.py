@@ -21,8 +21,9 @@ class Limits:
 class Line:
     """A line for one version. Threads start when they are needed and stay; each costs some 100 KiB.
 
-    A free thread takes the kind whose turn it is, and all that waits of it up to `rows_at_most` rows (the first
-    task whatever its size). So a lone task runs at once and many are joined: nothing waits for a timer.
+    A free thread takes the kind whose turn it is, and what waits of it up to `rows_at_most` rows (the first task
+    whatever its size). So a lone task runs at once and many are joined: nothing waits for a timer. Where much waits,
+    the threads share it, as one run of all would leave other processors idle.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Line:
         name: str,
         run: Callable[[list[Task]], None],
         threads: int,
-        rows_at_most: Callable[[], int],
+        rows_at_most: int,
         limits: Limits,
     ):
         self._name = name
@@ -47,7 +48,7 @@ class Line:
 
     def put(self, kind: Hashable, task: Task) -> None:
         """Puts a task at the end. Raises RESOURCE_EXHAUSTED where too much waits."""
-        size = sum([array.nbytes for array in task.feeds.values()])
+        size = task.size
         with self._lock:
             self._check(size)
             kind_tasks = self._kinds.get(kind)
@@ -113,12 +114,12 @@ class Line:
         kind = next(iter(self._kinds))
         waiting = self._kinds.pop(kind)
         tasks = [waiting.popleft()]
-        room = self._rows_at_most() - tasks[0].rows
+        room = self._rows_at_most - tasks[0].rows
         while waiting and waiting[0].rows <= room:
             room -= waiting[0].rows
             tasks.append(waiting.popleft())
         if waiting:
             self._kinds[kind] = waiting  # behind the other kinds
         self._waiting -= len(tasks)
-        self._waiting_bytes -= sum([array.nbytes for task in tasks for array in task.feeds.values()])
+        self._waiting_bytes -= sum([task.size for task in tasks])
         return tasks

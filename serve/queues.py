@@ -22,6 +22,8 @@ from serve.status import Code, ServingError
 from serve.task import Task
 from serve.work import Result, Work
 
+_KINDS_AT_MOST = 1024
+
 Done = Callable[[Outcome], None]
 Feeds = Mapping[str, np.ndarray]
 
@@ -44,7 +46,6 @@ class Unobserved:
 class Options:
     """How runs are done where TF Serving's own batching was not asked for."""
 
-    adaptive: bool = True
     rows_at_most: int = 512
     runners: int = 1
     threads_alone: int = field(default_factory=lambda: 4 * len(os.sched_getaffinity(0)))
@@ -93,7 +94,7 @@ class Direct:
 
     def __init__(self, model: Model, name: str, options: Options):
         self._model = model
-        self._line = Line(name, self._run, options.threads_alone, lambda: 0, options.limits)
+        self._line = Line(name, self._run, options.threads_alone, 0, options.limits)
 
     def submit(self, feeds: Feeds, fetches: Sequence[str], deadline: float | None, done: Done) -> Ticket:
         """See `serve.model.Queue`."""
@@ -124,17 +125,18 @@ class Adaptive:
         self._name = name
         self._observer = options.observer
         self._joinable = batch.Joinable.of(model.signatures)
-        self._not_joined: set[frozenset[str]] = set()
+        self._kinds: dict[tuple, bool] = {}
         self._alone = Direct(model, name, options)
-        self._line = Line(name, self._run, options.runners, lambda: options.rows_at_most, options.limits)
+        self._line = Line(name, self._run, options.runners, options.rows_at_most, options.limits)
 
     def submit(self, feeds: Feeds, fetches: Sequence[str], deadline: float | None, done: Done) -> Ticket:
         """See `serve.model.Queue`."""
-        rows = batch.rows_of(feeds)
-        if not rows or not self._joins(feeds, fetches):
+        kind = (*feeds, None, *fetches)
+        rows = batch.rows_of(feeds) if self._joins(kind, feeds, fetches) else None
+        if not rows:
             return self._alone.submit(feeds, fetches, deadline, done)
         task = Task(feeds, fetches, deadline, done, rows)
-        self._line.put((tuple(feeds), tuple(fetches), batch.form(feeds)), task)
+        self._line.put(kind, task)
         return task
 
     def close(self) -> None:
@@ -142,11 +144,15 @@ class Adaptive:
         self._line.close()
         self._alone.close()
 
-    def _joins(self, feeds: Feeds, fetches: Sequence[str]) -> bool:
-        names = list(feeds)
-        return self._joinable.allows(names, fetches) and not (
-            self._not_joined and frozenset(names) in self._not_joined
-        )
+    def _joins(self, kind: tuple, feeds: Feeds, fetches: Sequence[str]) -> bool:
+        known = self._kinds.get(kind)
+        if known is None:
+            known = self._joinable.allows(tuple(feeds), fetches)
+            if (
+                len(self._kinds) < _KINDS_AT_MOST
+            ):  # requests choose their outputs, so there could be very many
+                self._kinds[kind] = known
+        return known
 
     def _run(self, tasks: list[Task]) -> None:
         now = time.monotonic()
@@ -164,11 +170,16 @@ class Adaptive:
             run_alone(self._model, tasks[0])
             return
         try:
-            parts = self._parts(tasks)
-        except ServingError:
-            self._run_joined(tasks[: len(tasks) // 2])
-            self._run_joined(tasks[len(tasks) // 2 :])
+            feeds = batch.join([task.feeds for task in tasks])
+        except Exception:  # noqa: BLE001 (shapes differ, or memory is short: each is tried with those like it)
+            self._run_apart(tasks)
             return
+        outcome = outcome_of(self._model, feeds, tasks[0].fetches)
+        if isinstance(outcome, ServingError):
+            self._run_apart(tasks)
+            return
+        try:
+            parts = batch.split(outcome, [task.rows for task in tasks])
         except batch.NotABatch as error:
             self._never_again(tasks[0], error)
             for task in tasks:
@@ -177,19 +188,23 @@ class Adaptive:
         for task, part in zip(tasks, parts, strict=True):
             task.settle(part)
 
-    def _parts(self, tasks: list[Task]) -> list[list[np.ndarray]]:
-        """What a joined run gives each; raises ServingError, for whatever reason it fails, or NotABatch."""
-        try:
-            feeds = batch.join([task.feeds for task in tasks])
-        except Exception as error:
-            raise ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}") from error
-        outcome = outcome_of(self._model, feeds, tasks[0].fetches)
-        if isinstance(outcome, ServingError):
-            raise outcome
-        return batch.split(outcome, [task.rows for task in tasks])
+    def _run_apart(self, tasks: list[Task]) -> None:
+        """Runs tasks that failed together: those of one form together if forms differ, or else by halves.
+
+        So one bad request costs its neighbours some runs more, and not their answer.
+        """
+        forms: dict[tuple, list[Task]] = {}
+        for task in tasks:
+            forms.setdefault(batch.form(task.feeds), []).append(task)
+        if len(forms) == 1:
+            forms = {(0,): tasks[: len(tasks) // 2], (1,): tasks[len(tasks) // 2 :]}
+        for alike in forms.values():
+            self._run_joined(alike)
 
     def _never_again(self, task: Task, error: Exception) -> None:
-        self._not_joined.add(frozenset(task.feeds))
+        """What gave other rows than it got is not joined any more, whatever outputs are asked."""
+        self._joinable = self._joinable.without(tuple(task.feeds))
+        self._kinds = {}
         log.warning(
             "requests are not joined any more", model=self._name, inputs=",".join(task.feeds), reason=error
         )
@@ -217,11 +232,6 @@ class Queued:
         """Ends the queue's threads, then the model."""
         self._close_queue()
         self._model.close()
-
-
-def queued(model: Model, name: str, options: Options) -> Queued:
-    """A model with a queue of its own."""
-    return Queued(model, (Adaptive if options.adaptive else Direct)(model, name, options))
 
 
 def queue_of(model: Model) -> Queue:

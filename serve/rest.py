@@ -5,7 +5,7 @@ import json
 import re
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
@@ -25,7 +25,7 @@ from serve import (
     predict,
 )
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
-from serve.models import Lease, Models
+from serve.models import Lease, Models, Version
 from serve.queues import run_in
 from serve.status import Code, ServingError, http_status, invalid
 from serve.work import Work
@@ -42,7 +42,7 @@ _LOOK = re.compile(r"(?i:/v1/models(?:/(?P<name>[^/:]+))?" + _WHICH + r"(?P<meta
 _BELOW = re.compile(r"(?i:/v1/)")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """An HTTP request, its body still as it came. `target` is the path with the query, not decoded."""
 
@@ -53,7 +53,7 @@ class Request:
     inflated_bytes_at_most: int = _INFLATED_BYTES_AT_MOST
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """An HTTP answer. Without a body it has no content type either."""
 
@@ -81,12 +81,14 @@ class _TooLarge(Exception):
     """A body that inflates to more than is read; answered by 413."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A request that needs its model: the version in use, which its owner gives back, and what it has to run."""
 
     lease: Lease
     work: Work[Answer]
+    verb: str = ""
+    signature: str = ""
 
 
 def read(request: Request, models: Models) -> Answer | Call:
@@ -133,6 +135,26 @@ def failure(error: ServingError) -> Answer:
 def with_status(status: int, message: str, code: Code = Code.INVALID_ARGUMENT) -> Answer:
     """The answer for an error that may have a status of HTTP's own."""
     return Answer(status, b'{"error": ' + json_answer.quoted(message).encode("utf-8", "replace") + b"}", code)
+
+
+def counted_as(method: str, target: str) -> tuple[str, str] | None:
+    """The verb and the model under which a request is counted, empty where it has none.
+
+    None for what is not counted: paths outside /v1/, and OPTIONS.
+    """
+    # The cache must not hold many long paths of strangers.
+    return (_counted_as if len(target) <= 256 else _counted_as.__wrapped__)(method, target)
+
+
+@functools.lru_cache(1024)
+def _counted_as(method: str, target: str) -> tuple[str, str] | None:
+    if method == "OPTIONS" or not _BELOW.match(target):
+        return None
+    match = (_CALL if method == "POST" else _LOOK).fullmatch(target) if method in ("POST", "GET") else None
+    if match is None or not match["name"]:
+        return "", ""
+    verb = match["verb"] if method == "POST" else ""
+    return verb, unquote(match["name"], errors="replace")
 
 
 def _route(request: Request, models: Models) -> Answer | Call:
@@ -196,7 +218,7 @@ Rest = Callable[[Model], Work[Answer]]
 
 
 def _predict(document: json_parse.Document) -> Rest:
-    named = json_request.signature_name(json_request.require_object(document))
+    named = json_request.named(document)
 
     def read_rest(model: Model) -> Work[Answer]:
         signature = _signature(model, named)
@@ -255,17 +277,25 @@ _VERBS: dict[str, Callable[[json_parse.Document], Rest]] = {
 def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
     """Reads a call of a model. TF Serving looks at the JSON first (all of it, if it holds examples), then
     for the model, then at what depends on its signature."""
-    read_rest = _VERBS[verb](json_parse.parse(body))
+    document = json_parse.parse(body)
+    read_rest = _VERBS[verb](document)
     lease = models.acquire(which.name, which.version, which.label)
     try:
-        return Call(lease, read_rest(lease.model))
+        signature = json_request.named(document)
+        return Call(lease, read_rest(lease.model), verb, signature)
     except BaseException:
         lease.release()
         raise
 
 
 def _status(which: Which, models: Models) -> Answer:
-    versions = [
+    versions = told(models.status(which.name, which.version))
+    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode() + b"\n")
+
+
+def told(versions: Iterable[Version]) -> list[dict]:
+    """Versions as a status answer tells them."""
+    return [
         {
             "version": str(version.number),
             "state": version.state.name,
@@ -274,9 +304,8 @@ def _status(which: Which, models: Models) -> Answer:
                 "error_message": version.error.message if version.error else "",
             },
         }
-        for version in models.status(which.name, which.version)
+        for version in versions
     ]
-    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode() + b"\n")
 
 
 def _metadata(which: Which, models: Models) -> Answer:

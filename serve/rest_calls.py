@@ -11,13 +11,19 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from serve import rest
+from serve import log, rest, trace
 from serve.model import Outcome, Ticket
 from serve.models import Models
+from serve.observe import Observer, Seen
+from serve.pages import Pages
 from serve.rest import Answer, Call, Request, failure
 from serve.status import Code, ServingError
 
 Respond = Callable[[Answer], None]
+
+_TRACEPARENT = trace.REQUEST_HEADER.encode()
+_TRACERESPONSE = trace.ANSWER_HEADER.encode()
+_STOPPING = "The server is stopping"
 
 
 @dataclass(frozen=True)
@@ -30,38 +36,48 @@ class Options:
 
     timeout_s: float | None = 30.0
     requests_at_most: int = 4096
-    inflated_bytes: int = 256 * 1024 * 1024
+    inflated_bytes: int = 64 * 1024 * 1024
     aside_bytes: int = 32 * 1024
     aside_values: int = 8192
 
 
-class _Running:
-    """A call in its queue. `handed` once it needs no clock any more."""
+class _UnderWay:
+    """A request, and from when it was read the call that it makes."""
 
-    __slots__ = ("call", "deadline", "handed", "request", "respond", "ticket")
+    __slots__ = ("call", "deadline", "request", "respond", "seen", "ticket")
 
-    def __init__(self, request: Request, respond: Respond, call: Call, deadline: float | None):
+    def __init__(self, request: Request, respond: Respond, seen: Seen):
         self.request = request
         self.respond = respond
-        self.call = call
-        self.deadline = deadline
+        self.seen = seen
+        self.call: Call | None = None
+        self.deadline: float | None = None
         self.ticket: Ticket | None = None
-        self.handed = False
 
 
 class Calls:
     """Takes requests and answers them. To be used in the thread of `loop`."""
 
-    def __init__(self, models: Models, loop: asyncio.AbstractEventLoop, aside: Executor, options: Options):
+    def __init__(
+        self,
+        models: Models,
+        loop: asyncio.AbstractEventLoop,
+        aside: Executor,
+        options: Options,
+        observer: Observer | None = None,
+        pages: Pages | None = None,
+    ):
         self._models = models
         self._loop = loop
         self._aside = aside
         self._options = options
+        self._observer = observer or Observer()
+        self._pages = pages
         self._count = 0
-        self._running: dict[_Running, None] = {}
+        self._running: dict[_UnderWay, None] = {}
         self._clock: asyncio.TimerHandle | None = None
         self._ready: deque[Callable[[], None]] = deque()
-        self._outcomes: deque[tuple[_Running, Outcome]] = deque()
+        self._outcomes: deque[tuple[_UnderWay, Outcome]] = deque()
         self._awake = False
 
     @property
@@ -71,63 +87,74 @@ class Calls:
 
     def start(self, request: Request, respond: Respond) -> None:
         """Answers a request: `respond` is called once, in this thread, maybe at once."""
-        if self._count >= self._options.requests_at_most:
-            message = f"{self._count} requests are under way, as many as may be (--rest_requests_at_most)"
-            respond(failure(ServingError(Code.RESOURCE_EXHAUSTED, message)))
+        page = self._pages.answer(request) if self._pages else None
+        if page is not None:
+            respond(page)
             return
+        traceparent = request.headers.get(_TRACEPARENT)
+        under_way = _UnderWay(
+            request, respond, self._observer.began(traceparent.decode("latin-1") if traceparent else None)
+        )
         self._count += 1
-        if len(request.body) > self._options.aside_bytes or b"content-encoding" in request.headers:
-            request = replace(request, inflated_bytes_at_most=self._options.inflated_bytes)
-            self._aside.submit(self._read_aside, request, respond)
+        if self._count > self._options.requests_at_most:
+            message = f"{self._count - 1} requests are under way, as many as may be (--rest_requests_at_most)"
+            self._answer(under_way, failure(ServingError(Code.RESOURCE_EXHAUSTED, message)))
+        elif len(request.body) > self._options.aside_bytes or b"content-encoding" in request.headers:
+            self._aside.submit(self._read_aside, under_way)
         else:
-            self._go_on(request, respond, rest.read(request, self._models))
+            self._go_on(under_way, self._read(under_way))
 
     def stop(self) -> None:
         """Answers all that still runs by UNAVAILABLE."""
-        for running in list(self._running):
-            self._give_up(running, ServingError(Code.UNAVAILABLE, "The server is stopping"))
+        for under_way in list(self._running):
+            self._give_up(under_way, ServingError(Code.UNAVAILABLE, _STOPPING))
 
     # --- reading ---
 
-    def _read_aside(self, request: Request, respond: Respond) -> None:
-        found = rest.read(request, self._models)
-        self._later(lambda: self._go_on(request, respond, found))
-
-    def _go_on(self, request: Request, respond: Respond, found: Answer | Call) -> None:
-        if isinstance(found, Call):
-            self._submit(request, respond, found)
+    def _read(self, under_way: _UnderWay) -> Answer | Call:
+        seen = under_way.seen
+        if seen.trace:
+            with log.about(seen.trace):
+                found = rest.read(under_way.request, self._models)
         else:
-            self._answer(respond, found)
+            found = rest.read(under_way.request, self._models)
+        return self._observer.called(seen, found) if isinstance(found, Call) else found
 
-    def _answer(self, respond: Respond, answer: Answer) -> None:
-        self._count -= 1
-        respond(answer)
+    def _read_aside(self, under_way: _UnderWay) -> None:
+        under_way.request = replace(under_way.request, inflated_bytes_at_most=self._options.inflated_bytes)
+        found = self._read(under_way)
+        under_way.request = replace(under_way.request, body=b"")  # it was read, and a queue may be long
+        self._later(lambda: self._go_on(under_way, found))
+
+    def _go_on(self, under_way: _UnderWay, found: Answer | Call) -> None:
+        if isinstance(found, Call):
+            self._submit(under_way, found)
+        else:
+            self._answer(under_way, found)
 
     # --- running ---
 
-    def _submit(self, request: Request, respond: Respond, call: Call) -> None:
+    def _submit(self, under_way: _UnderWay, call: Call) -> None:
+        under_way.call = call
         timeout_s = self._options.timeout_s
-        if len(request.body) > self._options.aside_bytes:
-            request = replace(request, body=b"")  # it was read, and a queue may be long
-        running = _Running(
-            request, respond, call, None if timeout_s is None else time.monotonic() + timeout_s
-        )
-        self._running[running] = None
-        found = rest.answered(request, lambda: self._queue(running))
-        if isinstance(found, Answer):
-            self._hand_over(running, found)
+        if timeout_s is not None:
+            under_way.deadline = time.monotonic() + timeout_s
+        self._running[under_way] = None
+        failed = rest.answered(under_way.request, lambda: self._queue(under_way, call))
+        if isinstance(failed, Answer):
+            self._end(under_way, failed)
         elif timeout_s is not None and self._clock is None:
             self._clock = self._loop.call_later(timeout_s, self._expire)
 
-    def _queue(self, running: _Running) -> None:
-        call = running.call
-        running.ticket = call.lease.queue.submit(
-            call.work.feeds, call.work.fetches, running.deadline, lambda outcome: self._done(running, outcome)
+    def _queue(self, under_way: _UnderWay, call: Call) -> None:
+        work = call.work
+        under_way.ticket = call.lease.queue.submit(
+            work.feeds, work.fetches, under_way.deadline, lambda outcome: self._done(under_way, outcome)
         )
 
-    def _done(self, running: _Running, outcome: Outcome) -> None:
+    def _done(self, under_way: _UnderWay, outcome: Outcome) -> None:
         """Called in any thread."""
-        self._outcomes.append((running, outcome))
+        self._outcomes.append((under_way, outcome))
         self._wake()
 
     def _expire(self) -> None:
@@ -143,34 +170,42 @@ class Calls:
                 return
             self._give_up(oldest, None)
 
-    def _give_up(self, running: _Running, reason: ServingError | None) -> None:
+    def _give_up(self, under_way: _UnderWay, reason: ServingError | None) -> None:
         """Answers before the run has ended. Where it ends right now, its outcome is on its way here."""
-        del self._running[running]
-        error = running.ticket.give_up() if running.ticket else None
+        self._running.pop(under_way, None)
+        error = under_way.ticket.give_up() if under_way.ticket else None
         if error is not None:
-            self._hand_over(running, failure(reason or error))
+            self._end(under_way, failure(reason or error))
 
     # --- answering ---
 
-    def _finish(self, running: _Running, outcome: Outcome) -> None:
+    def _finish(self, under_way: _UnderWay, outcome: Outcome) -> None:
         if isinstance(outcome, ServingError):
-            self._hand_over(running, failure(outcome))
+            self._end(under_way, failure(outcome))
         elif sum([tensor.size for tensor in outcome]) > self._options.aside_values:
-            self._aside.submit(self._finish_aside, running, outcome)
+            self._aside.submit(self._finish_aside, under_way, outcome)
         else:
-            self._hand_over(running, self._written(running, outcome))
+            self._end(under_way, self._written(under_way, outcome))
 
-    def _finish_aside(self, running: _Running, outcome: Outcome) -> None:
-        answer = self._written(running, outcome)
-        self._later(lambda: self._hand_over(running, answer))
+    def _finish_aside(self, under_way: _UnderWay, outcome: Outcome) -> None:
+        answer = self._written(under_way, outcome)
+        self._later(lambda: self._end(under_way, answer))
 
-    def _written(self, running: _Running, outcome: Outcome) -> Answer:
-        return rest.answered(running.request, lambda: running.call.work.finish(outcome))
+    def _written(self, under_way: _UnderWay, outcome: Outcome) -> Answer:
+        return rest.answered(under_way.request, lambda: under_way.call.work.finish(outcome))  # type: ignore[union-attr]
 
-    def _hand_over(self, running: _Running, answer: Answer) -> None:
-        self._running.pop(running, None)
-        running.call.lease.release()
-        self._answer(running.respond, answer)
+    def _end(self, under_way: _UnderWay, answer: Answer) -> None:
+        self._running.pop(under_way, None)
+        if under_way.call is not None:
+            under_way.call.lease.release()
+        self._answer(under_way, answer)
+
+    def _answer(self, under_way: _UnderWay, answer: Answer) -> None:
+        self._count -= 1
+        header = self._observer.ended_rest(under_way.seen, under_way.request, answer)
+        if header:
+            answer = replace(answer, headers=[(_TRACERESPONSE, header.encode())])
+        under_way.respond(answer)
 
     # --- back into the loop's thread ---
 
@@ -188,6 +223,6 @@ class Calls:
         while self._ready:
             self._ready.popleft()()
         while self._outcomes:
-            running, outcome = self._outcomes.popleft()
-            self._running.pop(running, None)
-            self._finish(running, outcome)
+            under_way, outcome = self._outcomes.popleft()
+            self._running.pop(under_way, None)
+            self._finish(under_way, outcome)

@@ -9,6 +9,8 @@ from serve import rest_calls
 from serve.http_limits import Limits
 from serve.http_server import Server
 from serve.models import Models
+from serve.observe import Observer
+from serve.pages import Pages
 from serve.rest_calls import Calls
 
 # Reading and writing JSON hold the interpreter: more threads would need more memory, and be no faster.
@@ -26,9 +28,12 @@ class RestServer:
         *,
         threads: int = 0,
         cors: bool = False,
+        observer: Observer | None = None,
+        pages: Pages | None = None,
     ):
         self._aside = ThreadPoolExecutor(threads or _THREADS_ASIDE, thread_name_prefix="rest")
-        self._calls = Calls(models, asyncio.get_running_loop(), self._aside, options or rest_calls.Options())
+        loop = asyncio.get_running_loop()
+        self._calls = Calls(models, loop, self._aside, options or rest_calls.Options(), observer, pages)
         self._server = Server(self._calls.start, limits or Limits(), cors=cors)
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:

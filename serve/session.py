@@ -5,7 +5,7 @@ TensorFlow is imported by its inner modules; see `serve.framework`.
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from serve import dtypes, signatures
 from serve.status import Code, ServingError, code_of, not_found
 
+_SMALL_BYTES = 4 << 20
+_CALLERS_THREAD = -1
 # Clients choose which outputs they want, and each choice costs memory.
 _CALLABLES_AT_MOST = 128
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How sessions are made: the tags of the meta graph, threads (0: automatic), whether method names count."""
+    """How sessions are made: tags of the meta graph, threads (0: by the model's size), whether method names count."""
 
     tags: tuple[str, ...] = ("serve",)
     intra_op_threads: int = 0
@@ -34,10 +36,20 @@ class SessionOptions:
 
 
 class SavedModel:
-    """A SavedModel that can be run from several threads at once."""
+    """A SavedModel that can be run from several threads at once.
 
-    def __init__(self, session: Any, signature_defs: Mapping[str, Any], check_method_names: bool = False):
+    `in_one_thread`: a run keeps to the thread that asks for it. Several runs then use several processors.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        signature_defs: Mapping[str, Any],
+        check_method_names: bool = False,
+        in_one_thread: bool = False,
+    ):
         self._session = session
+        self.in_one_thread = in_one_thread
         self._callables: dict[tuple, Any] = {}
         self._lock = threading.Lock()
         self.signatures = signatures.read(signature_defs, check_method_names)
@@ -60,6 +72,8 @@ class SavedModel:
         found = self._callables.get((feeds, fetches))
         if found is None:
             options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+            if self.in_one_thread:
+                options.run_options.inter_op_thread_pool = _CALLERS_THREAD
             with self._lock:
                 found = self._session._make_callable_from_options(options)
                 if len(self._callables) >= _CALLABLES_AT_MOST:
@@ -71,6 +85,7 @@ class SavedModel:
 def load(path: Path, options: SessionOptions) -> SavedModel:
     """Loads the meta graph with exactly the given tags. Raises ServingError saying why it cannot."""
     _check_files(path)
+    options = _threads(path, options)
     graph = ops.Graph()
     session = tf_session.Session(graph=graph, config=_config(options))
     try:
@@ -82,7 +97,24 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
             raise _load_error(error, path, options) from error
         raise
     graph.finalize()
-    return SavedModel(session, meta_graph.signature_def, options.check_method_names)
+    in_one_thread = options.intra_op_threads == options.inter_op_threads == 1
+    return SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
+
+
+def _threads(path: Path, options: SessionOptions) -> SessionOptions:
+    """One thread a run for small models, unless threads were asked for; for others all processors work on one run.
+
+    Handing parts of small operations to other threads costs more than it saves (a run of one row takes several times
+    as long), and where many wait, runs side by side use the processors better.
+    """
+    if options.intra_op_threads or options.inter_op_threads or _size(path) > _SMALL_BYTES:
+        return options
+    return replace(options, intra_op_threads=1, inter_op_threads=1)
+
+
+def _size(path: Path) -> int:
+    files = [*path.glob("saved_model.pb*"), *path.glob("variables/*")]
+    return sum(file.stat().st_size for file in files)
 
 
 def _check_files(path: Path) -> None:

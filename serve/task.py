@@ -1,5 +1,6 @@
 """One run of a model on its way through a queue."""
 
+import operator
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from serve import log
 from serve.model import Outcome
 from serve.status import Code, ServingError
 
+_BYTES = operator.attrgetter("nbytes")
 _RUNNING_TOO_LONG = "Timed out waiting for notification"
 _WAITED_TOO_LONG = "Timed out waiting for the model to be free"
 
@@ -17,7 +19,7 @@ _WAITED_TOO_LONG = "Timed out waiting for the model to be free"
 class Task:
     """Waits, runs, is done. It is settled once, by whoever comes first: its run, or a caller that gives up."""
 
-    __slots__ = ("_done", "deadline", "feeds", "fetches", "late_error", "rows", "since", "started")
+    __slots__ = ("_done", "deadline", "feeds", "fetches", "late_error", "rows", "since", "size", "started")
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Task:
         self.fetches = fetches
         self.deadline = deadline
         self.rows = rows
+        self.size = sum(map(_BYTES, feeds.values()))
         self.since = time.monotonic()
         self.started = False
         self.late_error = (Code.DEADLINE_EXCEEDED, _WAITED_TOO_LONG)
@@ -43,8 +46,9 @@ class Task:
 
     def settle(self, outcome: Outcome) -> None:
         """Tells the caller, unless it was told or has given up. Never raises."""
-        done = self._claim()
-        if done is None:
+        try:
+            done = self._done.pop()  # one step for the interpreter: only one thread gets it
+        except IndexError:
             return
         try:
             done(outcome)
@@ -57,19 +61,17 @@ class Task:
 
     def give_up(self) -> ServingError | None:
         """The caller's deadline has passed, or it has left: see `serve.model.Ticket`."""
-        return None if self._claim() is None else self._late()
+        try:
+            self._done.pop()
+        except IndexError:
+            return None
+        return self._late()
 
     def passed(self, now: float) -> bool:
         """Settles a task whose deadline has passed while it waited; whether it needs no run."""
         if self.deadline is not None and now >= self.deadline:
             self.settle(self._late())
         return self.settled
-
-    def _claim(self) -> Callable[[Outcome], None] | None:
-        try:
-            return self._done.pop()  # one step for the interpreter: only one thread can get it
-        except IndexError:
-            return None
 
     def _late(self) -> ServingError:
         if self.started:

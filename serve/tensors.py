@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from serve import dtypes
+from serve import dtypes, packed
 from serve.dtypes import DTYPES, DType
 from serve.status import Code, ServingError, invalid
 
@@ -98,6 +98,9 @@ def _typed_values(proto: Any, dtype: DType) -> np.ndarray:
         return np.array(field, np.int64).astype(np.uint16).view(dtype.numpy)
     if dtype.field in ("scomplex_val", "dcomplex_val"):
         return np.array(field[: len(field) // 2 * 2], _part_of(dtype)).view(dtype.numpy)
+    many = packed.read(proto, dtype.field, dtype.numpy)
+    if many is not None:
+        return many
     wide = np.dtype(np.int64) if dtype.field == "int_val" else dtype.numpy
     return np.fromiter(field, wide, len(field)).astype(dtype.numpy, copy=False)
 
@@ -129,7 +132,9 @@ def encode(array: np.ndarray, dtype_number: int, proto: Any, as_content: bool = 
     if as_content and dtype_number != dtypes.STRING:
         proto.tensor_content = np.ascontiguousarray(array, dtype.numpy).tobytes()
     else:
-        getattr(proto, dtype.field).extend(_field_values(array.reshape(-1), dtype))
+        flat = array.reshape(-1)
+        if flat.dtype != dtype.numpy or not packed.write(proto, dtype.field, flat):
+            getattr(proto, dtype.field).extend(_field_values(flat, dtype))
 
 
 def _field_values(flat: np.ndarray, dtype: DType) -> list:

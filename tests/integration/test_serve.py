@@ -274,13 +274,6 @@ def test_grpc_tells_status_and_metadata(server, stubs):
     assert "must specify at least one metadata_field" in refused(stubs.prediction.GetModelMetadata, asked)[1]
 
 
-def test_grpc_calls_that_are_not_there_yet_say_so(server, stubs):
-    from tensorflow_serving.apis import model_management_pb2
-
-    reload_config = refused(stubs.model.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest())
-    assert reload_config[0] == "UNIMPLEMENTED"
-
-
 def test_many_clients_at_once_get_their_own_answers(server, stubs):
     def over_rest(number):
         return predict("half", {"instances": [number]}).json["predictions"]

@@ -1,13 +1,14 @@
 """Which models to serve, and which of their versions: from flags, or from a model config file."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve import sampling
 from serve.flags import Flags
+from serve.sampling import Sampling
 from serve.status import invalid
 
 _INT64_AT_MOST = 2**63 - 1
@@ -32,13 +33,13 @@ class Policy:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model to serve: its name, the folder above its versions, which versions, their labels, how to log requests."""
+    """A model to serve: its name, the folder above its versions, which versions, their labels, what is logged of it."""
 
     name: str
     base_path: Path
     policy: Policy = Policy()
     labels: Mapping[str, int] = field(default_factory=dict)
-    logging: Any = None  # a tensorflow.serving.LoggingConfig, or None
+    sampling: Sampling | None = None
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
@@ -63,7 +64,10 @@ def from_flags(flags: Flags) -> list[ModelConfig]:
     if not flags.model_base_path:
         raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
     policy = parse_policy(flags.model_version_policy)
-    return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy)]
+    logged = None
+    if flags.request_log_prefix:
+        logged = sampling.checked(flags.request_log_sampling_rate, flags.request_log_prefix)
+    return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy, sampling=logged)]
 
 
 def parse_policy(text: str) -> Policy:
@@ -86,19 +90,11 @@ def read_file(path: str, known: Iterable[str] = ()) -> list[ModelConfig] | None:
 
     What protobuf cannot read is told on stderr in its C++ library's words, as TF Serving's clients look for these.
     """
-    from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 
-    config = model_server_config_pb2.ModelServerConfig()
-    try:
-        text_format.Parse(Path(path).read_bytes(), config)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        print(
-            f"Error parsing text-format tensorflow.serving.ModelServerConfig: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
-        raise invalid(f"Invalid protobuf file: '{path}'") from error
+    from serve import text_protos
+
+    config = text_protos.read(path, model_server_config_pb2.ModelServerConfig)
     if config.HasField("custom_model_config"):
         raise invalid("custom_model_config is not supported; list the models in model_config_list")
     return models(config.model_config_list.config, known) if config.HasField("model_config_list") else None
@@ -120,7 +116,7 @@ def models(configs: Iterable[Any], known: Iterable[str] = ()) -> list[ModelConfi
             Path(config.base_path.removeprefix(_FILE)),
             _policy(config),
             dict(config.version_labels),
-            config.logging_config if config.HasField("logging_config") else None,
+            sampling.read(config.logging_config) if config.HasField("logging_config") else None,
         )
         for config in listed
     ]

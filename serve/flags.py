@@ -9,15 +9,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serve import log
+
 USAGE = """usage: python -m serve --model_name=NAME --model_base_path=DIR [--name=value ...]
 
 Serves TensorFlow SavedModels over gRPC and REST as TF Serving does. DIR holds a folder per version
 (DIR/1/saved_model.pb). Ports open when every model has a version that is available.
 SIGTERM refuses new requests, finishes those that run, and ends at most --drain_seconds (and one) later.
+Nothing is encrypted or asked for a password unless you say so: mind what --address opens.
 
   python -m serve --model_name=digits --model_base_path=/models/digits --port=8500 --rest_api_port=8501
   curl -d '{"instances": [1.0, 2.0]}' localhost:8501/v1/models/digits:predict
 """
+
+
+_NOT_NEGATIVE = (
+    "max_num_load_retries",
+    "num_load_threads",
+    "num_unload_threads",
+    "memory_budget_bytes",
+    "grpc_max_threads",
+    "rest_api_num_threads",
+    "drain_seconds",
+    "drain_notice_seconds",
+)
 
 
 class UsageError(Exception):
@@ -45,6 +60,9 @@ class Flags:
                                       "specific:1,3", own=True)
     model_config_file: str = _flag("", "Models", "text-format ModelServerConfig; replaces the three flags above")
     saved_model_tags: str = _flag("serve", "Models", "comma-separated tags of the meta graph to load")
+    prefer_tflite_model: bool = _flag(False, "Models", "serve a version's model.tflite where it has one")
+    enable_signature_method_name_check: bool = _flag(False, "Models", "call a signature only by what its method_name "
+                                                     "says")
     enable_model_warmup: bool = _flag(True, "Models", "replay assets.extra/tf_serving_warmup_requests before a version "
                                       "is available")
     num_request_iterations_for_warmup: int = _flag(0, "Models", "how often each warm-up record is replayed (0: once)")
@@ -68,6 +86,10 @@ class Flags:
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
     grpc_max_threads: int = _flag(0, "gRPC", "threads that answer (0: 4 x CPUs)")
+    ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig: TLS on the gRPC port and socket; REST is plain "
+                                 "HTTP, as in TF Serving")
+    enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
+                                                  "PredictionService and the whole server")
     grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
 
@@ -76,8 +98,27 @@ class Flags:
     rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
+    enable_model_listing: bool = _flag(False, "REST", "GET /v1/models lists all models with their versions; without "
+                                       "this flag it is an error, as in TF Serving", own=True)
+
+    monitoring_config_file: str = _flag("", "Watching", "text-format MonitoringConfig; with prometheus_config "
+                                        "{ enable: true } metrics are shown on the REST port, at "
+                                        "/monitoring/prometheus/metrics or its `path`")
+    log_format: str = _flag("text", "Watching", "text or json: a JSON object per line on stderr (TensorFlow's own "
+                            "lines stay as they are)", own=True)
+    log_requests: bool = _flag(False, "Watching", "a log line per request: model, code, time, trace; never contents",
+                               own=True)
+    request_log_prefix: str = _flag("", "Watching", "write a sample of the model's requests and answers to "
+                                    "PREFIX.MODEL.*.tfrecord, as PredictionLog (with --model_config_file: its "
+                                    "logging_config, type \"tfrecord\")", own=True)
+    request_log_sampling_rate: float = _flag(0.01, "Watching", "the part that is written: 0 to 1", own=True)
+    request_log_max_mib: int = _flag(64, "Watching", "size at which the next file is begun", own=True)
+    request_log_max_age_seconds: int = _flag(3600, "Watching", "age at which the next file is begun", own=True)
+
     address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
     drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
+    drain_notice_seconds: float = _flag(0.0, "Process", "time before that in which requests are still taken, and the "
+                                        "health service says NOT_SERVING", own=True)
     tensorflow_session_parallelism: int = _flag(0, "Process", "threads of a session, both kinds (0: automatic)")
     tensorflow_intra_op_parallelism: int = _flag(0, "Process", "threads within an operation (0: automatic)")
     tensorflow_inter_op_parallelism: int = _flag(0, "Process", "operations at once (0: automatic)")
@@ -88,12 +129,7 @@ class Flags:
     enable_batching: bool = _idle(False, "Without effect yet", "join requests into batches")
     batching_parameters_file: str = _idle("", "Without effect yet", "text-format BatchingParameters")
     enable_per_model_batching_parameters: bool = _idle(False, "Without effect yet", "batching_params.pbtxt per version")
-    monitoring_config_file: str = _idle("", "Without effect yet", "text-format MonitoringConfig")
-    enable_signature_method_name_check: bool = _idle(False, "Without effect yet", "check a signature's method name")
-    enable_grpc_healthcheck_service: bool = _idle(False, "Without effect yet", "standard gRPC health service")
     enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
-    ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig; refused, as this server cannot do TLS yet")
-    prefer_tflite_model: bool = _idle(False, "Without effect yet", "take model.tflite where it is")
     # fmt: on
 
 
@@ -131,15 +167,12 @@ def _check(flags: Flags) -> None:
     for name in ("port", "rest_api_port"):
         if not 0 <= getattr(flags, name) <= 65535:
             raise UsageError(f"--{name} is {getattr(flags, name)}; a port lies between 0 and 65535")
-    for name in (
-        "max_num_load_retries",
-        "num_load_threads",
-        "num_unload_threads",
-        "memory_budget_bytes",
-        "grpc_max_threads",
-        "rest_api_num_threads",
-        "drain_seconds",
-    ):
+    if flags.log_format not in log.FORMATS:
+        raise UsageError(f"--log_format is {' or '.join(log.FORMATS)}, and not {flags.log_format!r}")
+    for name in ("request_log_max_mib", "request_log_max_age_seconds"):
+        if getattr(flags, name) < 1:
+            raise UsageError(f"--{name} is {getattr(flags, name)}; it is at least 1")
+    for name in _NOT_NEGATIVE:
         if not getattr(flags, name) >= 0:
             raise UsageError(f"--{name} is {getattr(flags, name)}; it cannot be negative")
 

@@ -8,22 +8,19 @@ from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, 
 from serve import config, grpc_spec
 from serve.grpc_status import answered
 from serve.models import Models
+from serve.observe import Observer, Seen
 from serve.status import invalid
 
 
-def _unknown(_counter: str) -> int:
-    return 0
-
-
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus and HandleReloadConfigRequest. `count` gives a counter's value by its name."""
+    """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, models: Models, count: Callable[[str], int] = _unknown):
+    def __init__(self, models: Models, observer: Observer):
         self._models = models
-        self._count = count
+        self.observer = observer
 
     @answered
-    def GetModelStatus(self, request: Any) -> Any:
+    def GetModelStatus(self, request: Any, _seen: Seen) -> Any:
         """Tells the state of a model's versions."""
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
@@ -45,16 +42,17 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. "
                 "Only ModelConfigList is currently supported"
             )
-        before = {name: self._count(name) for name in request.metric_names}
+        before = self.observer.metrics.totals(request.metric_names)
         wanted = config.models(request.config.model_config_list.config, self._models.configs)
         self._models.reload(wanted, awaited)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.error_code = 0
+        after = self.observer.metrics.totals(request.metric_names)
         for name in request.metric_names:
-            response.metric.add(name=name, int64_value_increase=self._count(name) - before[name])
+            response.metric.add(name=name, int64_value_increase=after[name] - before[name])
         return response
 
 
 @answered
-def _reload(service: ModelService, asked: tuple[Any, Callable[[], bool]]) -> Any:
+def _reload(service: ModelService, asked: tuple[Any, Callable[[], bool]], _seen: Seen) -> Any:
     return service.reload(*asked)

@@ -13,9 +13,6 @@ from serve.status import invalid
 
 def answer(form: Form, outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> bytes:
     """The JSON answer. `types` gives each output's number of tensorflow.DataType."""
-    for alias in outputs:
-        if types[alias] not in _WRITERS:
-            raise invalid(f"Failed to write JSON value for tensor type: {dtypes.name_of(types[alias])}")
     text = _rows(outputs, types) if form is Form.ROWS else _columns(outputs, types)
     return text.encode("utf-8", "surrogateescape")
 
@@ -61,11 +58,14 @@ def _nested(tensor: np.ndarray, kept: int, alias: str, dtype: int) -> list[str]:
 
 
 def _writer(alias: str, dtype: int) -> Callable[[np.ndarray], list[str]]:
+    if dtype not in _WRITERS:
+        raise invalid(f"Failed to write JSON value for tensor type: {dtypes.name_of(dtype)}")
     is_bytes = dtype == dtypes.STRING and alias.endswith("_bytes")
     return _base64_texts if is_bytes else _WRITERS[dtype]
 
 
-def _float_texts(values: np.ndarray) -> list[str]:
+def float_texts(values: np.ndarray) -> list[str]:
+    """32-bit floats as TF Serving writes them."""
     return _shortest(values, "%.9g")
 
 
@@ -125,7 +125,7 @@ _INTEGER_TYPES: Sequence[int] = (
     dtypes.UINT64,
 )
 _WRITERS = dict.fromkeys(_INTEGER_TYPES, _integer_texts) | {
-    dtypes.FLOAT: _float_texts,
+    dtypes.FLOAT: float_texts,
     dtypes.DOUBLE: _double_texts,
     dtypes.BOOL: _boolean_texts,
     dtypes.STRING: _string_texts,

@@ -17,6 +17,7 @@ import orjson
 from serve.status import invalid
 
 DEBUG_BYTES = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def parse(body: bytes) -> Document:
     """The first JSON value of a request body. Raises INVALID_ARGUMENT with the byte offset of a mistake."""
     if not body:
         raise invalid("JSON Parse error: The document is empty")
+    body = body.removeprefix(_BYTE_ORDER_MARK)
     booleans = b"true" in body or b"false" in body
     try:
         value = orjson.loads(body)
@@ -281,6 +283,8 @@ def _number(match: re.Match) -> int | float:
 
 def describe(value: object) -> str:
     """A value as error texts show it: indented by 4, arrays on one line, stopped after 256 bytes."""
+    if isinstance(value, float) and math.isfinite(value):
+        return _decimal(value)
     pieces, size = [], 0
     for piece in _pieces(value):
         pieces.append(piece)
@@ -289,6 +293,17 @@ def describe(value: object) -> str:
             break
     text = "".join(pieces).encode("utf-8", "surrogateescape")[:DEBUG_BYTES]
     return text.decode("utf-8", "replace")
+
+
+def _decimal(value: float) -> str:
+    """A number by the rule of answers; one that a 32-bit float can hold is shown as such."""
+    import numpy as np
+
+    narrow = np.float32(value) if abs(value) <= np.finfo(np.float32).max else value
+    text = f"{narrow:.6g}"
+    if type(narrow)(text) != narrow:
+        text = f"{narrow:.9g}" if isinstance(narrow, np.float32) else f"{value:.17g}"
+    return text if "." in text or "e" in text else text + ".0"
 
 
 def _pieces(value: object) -> Iterator[str]:

@@ -50,7 +50,7 @@ def signature_name(members: dict) -> str:
     name = members.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
-            f"JSON Value: {describe(name)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {describe(members)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return name
 
@@ -65,23 +65,28 @@ def tensors(document: Document, inputs: Mapping[str, TensorSpec]) -> Tensors:
         )
     types = {alias: spec.dtype for alias, spec in inputs.items()}
     if "instances" in members:
-        return Tensors(Form.ROWS, _rows(members["instances"], types, document.may_hold_booleans))
+        return Tensors(Form.ROWS, _rows(_instances(members), types, document.may_hold_booleans))
     if "inputs" in members:
         return Tensors(Form.COLUMNS, _columns(members["inputs"], types, document.may_hold_booleans))
     raise invalid("Missing 'inputs' or 'instances' key")
 
 
-def _rows(rows: object, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
+def _instances(members: dict) -> list:
+    rows = members["instances"]
     if not isinstance(rows, list):
-        raise invalid(f"JSON Value: {describe(rows)} Expecting 'instances' to be an list/array")
+        raise invalid(f"JSON Value: {describe(members)} Expecting 'instances' to be an list/array")
     if not rows:
-        raise invalid(f"JSON Value: {describe(rows)} No values in 'instances' array")
+        raise invalid(f"JSON Value: {describe(members)} No values in 'instances' array")
+    return rows
+
+
+def _rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
     if _is_object(rows[0]):
         return _named_rows(rows, types, booleans)
     if len(types) > 1:
         raise invalid(
-            f"JSON Value: {describe(rows)} instances is a plain list, but expecting list of objects as "
-            "multiple input tensors required as per tensorinfo_map"
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required as per tensorinfo_map"
         )
     ((alias, dtype),) = types.items()
     whole = _regular(rows, dtype, booleans)
@@ -134,8 +139,8 @@ def _columns(inputs: object, types: Mapping[str, int], booleans: bool) -> dict[s
         return {name: _tensor(inputs[name], dtype, booleans) for name, dtype in types.items()}
     if len(types) > 1:
         raise invalid(
-            f"JSON Value: {describe(inputs)} inputs is a plain value/list, but expecting an object as "
-            "multiple input tensors required as per tensorinfo_map"
+            "inputs is a plain value/list, but expecting an object as multiple input tensors "
+            "required as per tensorinfo_map"
         )
     ((alias, dtype),) = types.items()
     return {alias: _tensor(inputs, dtype, booleans)}
@@ -260,7 +265,7 @@ def _collect(value: object, level: int, shape: tuple[int, ...], convert: Callabl
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
-                f"JSON Value: {describe(value)} found at incorrect level: {level} in the JSON DOM. "
+                f"JSON Value: {describe(value)} found at incorrect level: {level + 1} in the JSON DOM. "
                 f"Expected at level: {len(shape)}"
             )
         found.append(convert(value))
@@ -319,17 +324,20 @@ def _string(value: object) -> bytes:
 
 def _refuse(value: object, dtype: int) -> NoReturn:
     raise invalid(
-        f"JSON Value: {describe(value)} Type: {_json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
+        f"JSON Value: {describe(value)} Type: {json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
     )
 
 
 def _refuse_type(value: object, dtype: int) -> NoReturn:
+    if isinstance(value, dict):
+        _refuse(value, dtype)
     raise ServingError(
         Code.UNIMPLEMENTED, f"Conversion of JSON Value: {describe(value)} to type: {dtypes.name_of(dtype)}"
     )
 
 
-def _json_type(value: object) -> str:
+def json_type(value: object) -> str:
+    """What error texts call the type of a JSON value."""
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
     names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
@@ -352,8 +360,11 @@ def base64_bytes(value: object) -> bytes:
     """The bytes of a `{"b64": …}` object; missing padding is tolerated."""
     if not is_base64(value):
         raise invalid(f"JSON Value: {describe(value)} not formatted correctly for base64 data")
-    text = _BLANKS.sub("", value["b64"]).rstrip("=")
+    given = _BLANKS.sub("", value["b64"])
+    text = given.rstrip("=")
     try:
+        if len(given) - len(text) not in (0, -len(text) % 4):
+            raise invalid("Unable to base64 decode")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise invalid("Unable to base64 decode") from None

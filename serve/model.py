@@ -21,11 +21,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """One way to call a model: inputs and outputs by alias; `defaults` fill inputs that a request lacks."""
+    """One way to call a model: inputs and outputs by alias; `defaults` fill inputs that a request lacks.
+
+    `method_name` is None where it is not to be checked; `proto` is the tensorflow.SignatureDef, for error texts.
+    """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
+    method_name: str | None = None
+    proto: Any = None
 
 
 class Model(Protocol):

@@ -1,18 +1,32 @@
 """TF Serving's REST API: routes, bodies, codes. No connections here, and nothing runs unless it is asked to."""
 
+import functools
 import json
 import re
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
 
-from serve import json_answer, json_parse, json_request, log, metadata, predict
+import numpy as np
+
+from serve import (
+    dtypes,
+    inference,
+    json_answer,
+    json_examples,
+    json_parse,
+    json_request,
+    json_results,
+    log,
+    metadata,
+    predict,
+)
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
-from serve.models import Lease, Models
-from serve.status import Code, ServingError, http_status, invalid, not_yet
+from serve.models import Lease, Models, Version
+from serve.status import Code, ServingError, http_status, invalid
 from serve.work import Work
 
 Found = TypeVar("Found")
@@ -42,6 +56,8 @@ class Answer:
 
     status: int
     body: bytes = b""
+    code: Code = Code.OK
+    kind: bytes = b"application/json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class Call:
 
     lease: Lease
     work: Work[Answer]
+    verb: str = ""
+    signature: str = ""
 
 
 def read(request: Request, models: Models) -> Answer | Call:
@@ -89,7 +107,7 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
     try:
         return step()
     except _HugeVersion:
-        return Answer(400)
+        return Answer(400, code=Code.INVALID_ARGUMENT)
     except ServingError as error:
         return failure(error)
     except MemoryError:
@@ -102,7 +120,27 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
 def failure(error: ServingError) -> Answer:
     """The answer for an error: its message, without the code."""
     text = json_answer.quoted(error.message).encode("utf-8", "replace")
-    return Answer(http_status(error.code), b'{"error": ' + text + b"}")
+    return Answer(http_status(error.code), b'{"error": ' + text + b"}", error.code)
+
+
+def counted_as(method: str, target: str) -> tuple[str, str] | None:
+    """The verb and the model under which a request is counted, empty where it has none.
+
+    None for what is not counted: paths outside /v1/, and OPTIONS.
+    """
+    # The cache must not hold many long paths of strangers.
+    return (_counted_as if len(target) <= 256 else _counted_as.__wrapped__)(method, target)
+
+
+@functools.lru_cache(1024)
+def _counted_as(method: str, target: str) -> tuple[str, str] | None:
+    if method == "OPTIONS" or not _BELOW.match(target):
+        return None
+    match = (_CALL if method == "POST" else _LOOK).fullmatch(target) if method in ("POST", "GET") else None
+    if match is None or not match["name"]:
+        return "", ""
+    verb = match["verb"] if method == "POST" else ""
+    return verb, unquote(match["name"], errors="replace")
 
 
 def _route(request: Request, models: Models) -> Answer | Call:
@@ -113,8 +151,6 @@ def _route(request: Request, models: Models) -> Answer | Call:
         return Answer(200 if b"http://" in origin or b"https://" in origin else 400)
     call = _CALL.fullmatch(request.target) if request.method == "POST" else None
     if call:
-        if call["verb"] not in _VERBS:
-            raise not_yet(call["verb"])
         return _call(call["verb"], _which(call), _inflated(request), models)
     look = _LOOK.fullmatch(request.target) if request.method == "GET" else None
     if look is None:
@@ -149,15 +185,48 @@ def _inflated(request: Request) -> bytes:
     return body
 
 
-def _predict(document: json_parse.Document, model: Model) -> Work[Answer]:
+# What is left to read of a request when its model is known.
+Rest = Callable[[Model], Work[Answer]]
+
+
+def _predict(document: json_parse.Document) -> Rest:
     named = json_request.signature_name(json_request.require_object(document))
-    signature = _signature(model, named)
-    request = json_request.tensors(document, signature.inputs)
-    types = {alias: spec.dtype for alias, spec in signature.outputs.items()}
-    return predict.work(
-        signature,
-        request.values,
-        lambda outputs: Answer(200, json_answer.answer(request.form, outputs, types)),
+
+    def read_rest(model: Model) -> Work[Answer]:
+        signature = _signature(model, named)
+        request = json_request.tensors(document, signature.inputs)
+        return predict.work(
+            signature, request.values, lambda outputs: _answer(request.form, signature, outputs)
+        )
+
+    return read_rest
+
+
+def _answer(form: json_request.Form, signature: Signature, outputs: dict[str, np.ndarray]) -> Answer:
+    types = {alias: dtypes.of(tensor, signature.outputs[alias].dtype) for alias, tensor in outputs.items()}
+    return Answer(200, json_answer.answer(form, outputs, types))
+
+
+def _classify(document: json_parse.Document) -> Rest:
+    return _on_examples(document, inference.classify, json_results.classes)
+
+
+def _regress(document: json_parse.Document) -> Rest:
+    return _on_examples(document, inference.regress, json_results.regressions)
+
+
+def _on_examples(
+    document: json_parse.Document,
+    task: Callable[[Signature], inference.Task[Found]],
+    written: Callable[[Found], bytes],
+) -> Rest:
+    members = json_request.require_object(document)
+    named = json_request.signature_name(members) or DEFAULT_SIGNATURE
+    examples = json_examples.read(members)
+    return lambda model: inference.work(
+        [task(inference.signature(model, named))],
+        examples,
+        lambda results: Answer(200, written(results[0])),
     )
 
 
@@ -170,24 +239,35 @@ def _signature(model: Model, named: str) -> Signature:
     return signature
 
 
-# The verbs of TF Serving that are not here yet are refused by name.
-_VERBS: dict[str, Callable[[json_parse.Document, Model], Work[Answer]]] = {"predict": _predict}
+_VERBS: dict[str, Callable[[json_parse.Document], Rest]] = {
+    "predict": _predict,
+    "classify": _classify,
+    "regress": _regress,
+}
 
 
 def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
-    """Reads a call of a model. TF Serving looks at the JSON first, then for the model, then at the rest."""
+    """Reads a call of a model. TF Serving looks at the JSON first (all of it, if it holds examples), then
+    for the model, then at what depends on its signature."""
     document = json_parse.parse(body)
-    json_request.signature_name(json_request.require_object(document))
+    read_rest = _VERBS[verb](document)
     lease = models.acquire(which.name, which.version, which.label)
     try:
-        return Call(lease, _VERBS[verb](document, lease.model))
+        signature = json_request.signature_name(json_request.require_object(document))
+        return Call(lease, read_rest(lease.model), verb, signature)
     except BaseException:
         lease.release()
         raise
 
 
 def _status(which: Which, models: Models) -> Answer:
-    versions = [
+    versions = told(models.status(which.name, which.version))
+    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode() + b"\n")
+
+
+def told(versions: Iterable[Version]) -> list[dict]:
+    """Versions as a status answer tells them."""
+    return [
         {
             "version": str(version.number),
             "state": version.state.name,
@@ -196,9 +276,8 @@ def _status(which: Which, models: Models) -> Answer:
                 "error_message": version.error.message if version.error else "",
             },
         }
-        for version in models.status(which.name, which.version)
+        for version in versions
     ]
-    return Answer(200, json.dumps({"model_version_status": versions}, indent=1).encode())
 
 
 def _metadata(which: Which, models: Models) -> Answer:

@@ -16,28 +16,28 @@ from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import tensors
-from serve.model import Signature, TensorSpec
+from serve import signatures
 from serve.status import Code, ServingError, code_of, not_found
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How sessions are made: the tags of the meta graph, and threads (0: automatic)."""
+    """How sessions are made: the tags of the meta graph, threads (0: automatic), whether method names count."""
 
     tags: tuple[str, ...] = ("serve",)
     intra_op_threads: int = 0
     inter_op_threads: int = 0
+    check_method_names: bool = False
 
 
 class SavedModel:
     """A SavedModel that can be run from several threads at once."""
 
-    def __init__(self, session: Any, signature_defs: Mapping[str, Any]):
+    def __init__(self, session: Any, signature_defs: Mapping[str, Any], check_method_names: bool = False):
         self._session = session
         self._callables: dict[tuple, Any] = {}
         self._lock = threading.Lock()
-        self.signatures = {name: _signature(proto) for name, proto in signature_defs.items()}
+        self.signatures = signatures.read(signature_defs, check_method_names)
         self.signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signature_defs)
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Sequence[np.ndarray]:
@@ -73,10 +73,10 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
     except BaseException as error:
         session.close()
         if isinstance(error, Exception):
-            raise _load_error(error, path) from error
+            raise _load_error(error, path, options) from error
         raise
     graph.finalize()
-    return SavedModel(session, meta_graph.signature_def)
+    return SavedModel(session, meta_graph.signature_def, options.check_method_names)
 
 
 def _check_files(path: Path) -> None:
@@ -98,29 +98,20 @@ def _config(options: SessionOptions) -> Any:
     )
 
 
-def _signature(proto: Any) -> Signature:
-    return Signature(
-        inputs={alias: _spec(info) for alias, info in proto.inputs.items()},
-        outputs={alias: _spec(info) for alias, info in proto.outputs.items()},
-        defaults={alias: tensors.decode(value) for alias, value in proto.defaults.items()},
-    )
-
-
-def _spec(info: Any) -> TensorSpec:
-    return TensorSpec(info.name, info.dtype)
-
-
 def _serving_error(error: errors.OpError) -> ServingError:
     return ServingError(code_of(error.error_code), error.message)
 
 
-def _load_error(error: Exception, path: Path) -> ServingError:
+def _load_error(error: Exception, path: Path, options: SessionOptions) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, errors.OpError):
         return _serving_error(error)
     if isinstance(error, RuntimeError) and "MetaGraphDef" in str(error):
-        return not_found(f"Could not find meta graph def matching supplied tags in {path}: {error}")
+        return not_found(
+            f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}. "
+            "To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+        )
     if isinstance(error, OSError | ValueError):
         return ServingError(Code.DATA_LOSS, f"SavedModel below {path} cannot be read: {error}")
     return ServingError(Code.UNKNOWN, f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from serve import config
 from serve.__main__ import main
 from serve.config import Policy
 from serve.flags import Flags, UsageError, parse, usage
+from serve.sampling import Sampling
 from serve.status import Code, ServingError
 
 
@@ -45,8 +46,8 @@ def test_unknown_arguments_are_passed_over_and_named():
 
 
 def test_flags_without_effect_yet_are_accepted_and_named():
-    line = parse(["--enable_batching", "--monitoring_config_file=/x", "--port=2"])
-    assert line.idle == ("enable_batching", "monitoring_config_file")
+    line = parse(["--enable_batching", "--enable_profiler=false", "--port=2"])
+    assert line.idle == ("enable_batching", "enable_profiler")
 
 
 @pytest.mark.parametrize(
@@ -171,10 +172,42 @@ def test_base_path_may_be_a_uri_of_a_local_folder_and_of_no_other():
         config.models([model(base_path="s3://bucket/m")])
 
 
-def test_labels_and_logging_are_handed_on():
-    read = config.models([model(HasField=lambda _: True, logging_config="logged")])[0]
-    assert (read.labels, read.logging) == ({"stable": 3}, "logged")
-    assert config.models([model()])[0].logging is None
+def logged(kind="tfrecord", prefix="/logs/m", rate=0.25):
+    collector = SimpleNamespace(type=kind, filename_prefix=prefix)
+    asked = SimpleNamespace(
+        log_collector_config=collector, sampling_config=SimpleNamespace(sampling_rate=rate)
+    )
+    return config.models([model(HasField=lambda _: True, logging_config=asked)])[0].sampling
+
+
+def test_labels_are_handed_on():
+    assert config.models([model()])[0].labels == {"stable": 3}
+
+
+def test_request_log_is_what_a_models_logging_config_says():
+    assert logged() == Sampling(0.25, "/logs/m")
+    assert logged(rate=0) is None
+    assert config.models([model()])[0].sampling is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        ({"kind": "kafka"}, "NOT_FOUND: Cannot find LogCollector::Factory for type: kafka"),
+        ({"prefix": ""}, "INVALID_ARGUMENT: LoggingConfig has no filename_prefix"),
+        ({"rate": 1.5}, "INVALID_ARGUMENT: The sampling rate .* is 1.5"),
+        ({"rate": float("nan")}, "INVALID_ARGUMENT: The sampling rate .* is nan"),
+    ],
+)
+def test_request_log_that_cannot_be_is_refused(asked, refusal):
+    with pytest.raises(ServingError, match=refusal):
+        logged(**asked)
+
+
+def test_request_log_of_the_one_model_is_what_the_flags_say():
+    flags = Flags(model_base_path="/m", request_log_prefix="/logs/m", request_log_sampling_rate=0.5)
+    assert config.from_flags(flags)[0].sampling == Sampling(0.5, "/logs/m")
+    assert config.from_flags(Flags(model_base_path="/m"))[0].sampling is None
 
 
 def test_deprecated_model_type_is_still_taken():

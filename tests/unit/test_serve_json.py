@@ -232,13 +232,21 @@ def test_types_without_json_are_unimplemented_in_columns_and_invalid_in_rows(dty
                 "one of 'inputs' or 'instances' keys to exist "
             ),
         ),
-        ({"instances": 1}, FLOAT_X, "JSON Value: 1 Expecting 'instances' to be an list/array"),
-        ({"instances": []}, FLOAT_X, "JSON Value: [] No values in 'instances' array"),
+        (
+            {"instances": 1},
+            FLOAT_X,
+            "JSON Value: {\n    \"instances\": 1\n} Expecting 'instances' to be an list/array",
+        ),
+        (
+            {"instances": []},
+            FLOAT_X,
+            "JSON Value: {\n    \"instances\": []\n} No values in 'instances' array",
+        ),
         (
             {"instances": [1]},
             TWO,
             (
-                "JSON Value: [1] instances is a plain list, but expecting list of objects as multiple input tensors "
+                "instances is a plain list, but expecting list of objects as multiple input tensors "
                 "required as per tensorinfo_map"
             ),
         ),
@@ -246,7 +254,7 @@ def test_types_without_json_are_unimplemented_in_columns_and_invalid_in_rows(dty
             {"inputs": [1]},
             TWO,
             (
-                "JSON Value: [1] inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
                 "required as per tensorinfo_map"
             ),
         ),
@@ -306,7 +314,7 @@ def test_types_without_json_are_unimplemented_in_columns_and_invalid_in_rows(dty
         (
             {"inputs": [[1], 3]},
             FLOAT_X,
-            "JSON Value: 3 found at incorrect level: 1 in the JSON DOM. Expected at level: 2",
+            "JSON Value: 3 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
         ),
     ],
 )

@@ -422,7 +422,8 @@ def test_whole_config_file_is_read(tmp_path):
         """model_config_list { config { name: "m" base_path: "/m" model_type: TENSORFLOW
              model_version_policy { specific { versions: 4 versions: 2 } }
              version_labels { key: "stable" value: 4 }
-             logging_config { sampling_config { sampling_rate: 0.5 } } } }"""
+             logging_config { log_collector_config { type: "tfrecord" filename_prefix: "/logs/m" }
+               sampling_config { sampling_rate: 0.5 } } } }"""
     )
     [read] = config.read_file(str(file))
     assert (read.name, read.base_path, read.policy, read.labels) == (
@@ -431,7 +432,7 @@ def test_whole_config_file_is_read(tmp_path):
         Policy(specific=frozenset({2, 4})),
         {"stable": 4},
     )
-    assert read.logging.sampling_config.sampling_rate == 0.5
+    assert (read.sampling.rate, read.sampling.prefix) == (0.5, "/logs/m")
 
 
 def wait_until(condition):

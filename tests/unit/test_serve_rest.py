@@ -81,8 +81,6 @@ def test_predict_answers_rows_and_columns(tmp_path, target):
         ("POST", M + "/versions/one:predict", 400, f"Malformed request: POST {M}/versions/one:predict"),
         ("POST", M + ":explain", 400, f"Malformed request: POST {M}:explain"),
         ("POST", M + ":Predict", 400, f"Malformed request: POST {M}:Predict"),
-        ("POST", M + ":classify", 501, "classify is not implemented by this server"),
-        ("POST", M + ":regress", 501, "regress is not implemented by this server"),
         ("GET", "/v1/models/m?x=1", 404, "Could not find any versions of model m?x=1"),
         ("GET", "/v1/models/none", 404, "Could not find any versions of model none"),
         ("GET", M + "/versions/9", 404, "Could not find version 9 of model m é"),
@@ -112,7 +110,10 @@ def test_version_beyond_int64_is_answered_by_400_and_an_empty_body(tmp_path):
         (
             b'{"signature_name": 5}',
             400,
-            "JSON Value: 5 not formatted correctly. 'signature_name' key must be a string value.",
+            (
+                'JSON Value: {\n    "signature_name": 5\n} not formatted correctly. '
+                "'signature_name' key must be a string value."
+            ),
         ),
         (b'{"signature_name": "s"}', 400, 'Serving signature name: "s" not found in signature def'),
         (

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import mmap
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,9 +27,13 @@ from serve.status import ServingError, code_of
 
 _POINTER = ctypes.c_void_p
 _AFTER_HEADER = 2 * ctypes.sizeof(_POINTER)  # of a Python object: its reference count and its type
-_SIGNATURE_DEF = 5  # the field of MetaGraphDef
-_META_INFO_DEF = 1
 _META_GRAPHS = 2  # the field of SavedModel
+_SMALL_PARTS = (
+    1,
+    3,
+    5,
+)  # fields of MetaGraphDef: meta_info_def, saver_def, signature_def; all keys are of one byte
+_VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types of protocol buffers
 
 
 @functools.cache
@@ -69,9 +74,9 @@ def supported() -> bool:
     text = os.urandom(16)
     buffer = bindings.TF_NewBufferFromString(text)
     try:
-        data, length = (int.from_bytes(_peek(_held(buffer).value + 8 * n, 8), "little") for n in (0, 1))
+        data, length = struct.unpack("PN", _peek(_held(buffer).value or 0, struct.calcsize("PN")))
         return length == len(text) and _peek(data, len(text)) == text
-    except (OSError, TypeError, OverflowError):
+    except (OSError, OverflowError, struct.error):
         return False
     finally:
         bindings.TF_DeleteBuffer(buffer)
@@ -109,23 +114,29 @@ class Session:
         _held(self._binding).value = pointer
         self._lock = threading.Lock()
 
-    def _make_callable_from_options(self, options: config_pb2.CallableOptions) -> Callable[..., Sequence[Any]]:
+    def _make_callable_from_options(
+        self, options: config_pb2.CallableOptions
+    ) -> Callable[..., Sequence[Any]]:
         buffer = bindings.TF_NewBufferFromString(options.SerializeToString())
         try:
             handle = bindings.TF_SessionMakeCallable(self._binding, buffer)
         finally:
             bindings.TF_DeleteBuffer(buffer)
-        run, session = bindings.TF_SessionRunCallable, self._binding
-        return lambda *values: run(session, handle, values, None)
+        return lambda *values: bindings.TF_SessionRunCallable(self._binding, handle, values, None)
+
+    def __del__(self) -> None:
+        self.close()
+        bindings.TF_DeleteSession(self._binding)
 
     def close(self) -> None:
-        """Ends the session and frees its graph and variables, once."""
+        """Ends the session and frees its graph and variables. Nothing may run any more; what tries to, fails."""
         with self._lock:
             pointer, self._pointer = self._pointer, 0
         library = _library()
         if not pointer or library is None:
             return
         _held(self._binding).value = self._own
+        bindings.TF_CloseSession(self._binding)
         status = _POINTER(library.TF_NewStatus())
         library.TF_CloseSession(_POINTER(pointer), status)
         library.TF_DeleteSession(_POINTER(pointer), status)
@@ -136,7 +147,8 @@ class Session:
 def load(path: Path, tags: Sequence[str], config: config_pb2.ConfigProto) -> Session:
     """Loads the meta graph with exactly these tags. Raises ServingError with TensorFlow's own code and text."""
     library = _library()
-    assert library is not None, "ask `supported` first"
+    if library is None:
+        raise RuntimeError("this TensorFlow has no C API; ask `supported` first")
     wanted = (ctypes.c_char_p * len(tags))(*(tag.encode() for tag in tags))
     text = config.SerializeToString()
     status, options = _POINTER(library.TF_NewStatus()), _POINTER(library.TF_NewSessionOptions())
@@ -158,43 +170,44 @@ def load(path: Path, tags: Sequence[str], config: config_pb2.ConfigProto) -> Ses
         library.TF_DeleteStatus(status)
 
 
-def signature_defs(path: Path, tags: Sequence[str]) -> dict[str, Any] | None:
-    """The signatures of the meta graph with exactly these tags; None if there is none.
+def meta_graph(path: Path, tags: Sequence[str]) -> meta_graph_pb2.MetaGraphDef | None:
+    """The meta graph with exactly these tags, without its graph; None if there is none.
 
-    Of saved_model.pb only these parts are read: the graph in between may be large. Raises ValueError for what is no
-    protocol buffer.
+    Of saved_model.pb only the small parts are read: the graph in between may be large. Raises ValueError or DecodeError
+    for what is no SavedModel.
     """
     with (path / "saved_model.pb").open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return None
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for begin, end in _fields(data, 0, len(data), _META_GRAPHS):
+            for _, begin, end in _parts(data, 0, len(data), (_META_GRAPHS,)):
                 meta = meta_graph_pb2.MetaGraphDef()
-                for number in (_META_INFO_DEF, _SIGNATURE_DEF):
-                    for first, last in _fields(data, begin, end, number):
-                        part = bytes([number << 3 | 2]) + _varint_of(last - first) + data[first:last]
-                        meta.MergeFromString(part)
+                for key, first, last in _parts(data, begin, end, _SMALL_PARTS):
+                    meta.MergeFromString(bytes([key]) + _varint_of(last - first) + data[first:last])
                 if set(meta.meta_info_def.tags) == set(tags):
-                    return dict(meta.signature_def)
+                    return meta
     return None
 
 
-def _fields(data: mmap.mmap, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Where the values of a length-delimited field lie in a message."""
+def _parts(data: mmap.mmap, at: int, end: int, wanted: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """The key of each wanted length-delimited field of a message, and where its value lies."""
     while at < end:
         key, at = _varint(data, at, end)
-        length = {0: 0, 1: 8, 5: 4}.get(key & 7)
-        if key & 7 == 0:
+        kind = key & 7
+        if kind == _VARINT:
             _, at = _varint(data, at, end)
-        elif length is None:
-            if key & 7 != 2:
-                raise ValueError("saved_model.pb is not a protocol buffer")
+            continue
+        if kind == _DELIMITED:
             length, at = _varint(data, at, end)
-            if key >> 3 == wanted:
-                yield at, at + length
-        at += length
-        if at > end:
+        elif kind in _FIXED:
+            length = _FIXED[kind]
+        else:
+            raise ValueError("saved_model.pb is not a protocol buffer")
+        if at + length > end:
             raise ValueError("saved_model.pb ends too early")
+        if kind == _DELIMITED and key >> 3 in wanted:
+            yield key, at, at + length
+        at += length
 
 
 def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import session as tf_session
 from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import signatures
+from serve import native, signatures
 from serve.status import Code, ServingError, code_of, not_found
 
 
@@ -65,6 +66,8 @@ class SavedModel:
 def load(path: Path, options: SessionOptions) -> SavedModel:
     """Loads the meta graph with exactly the given tags. Raises ServingError saying why it cannot."""
     _check_files(path)
+    if native.supported() and (path / "saved_model.pb").is_file():
+        return _load_natively(path, options)
     graph = ops.Graph()
     session = tf_session.Session(graph=graph, config=_config(options))
     try:
@@ -76,6 +79,20 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
             raise _load_error(error, path, options) from error
         raise
     graph.finalize()
+    return SavedModel(session, meta_graph.signature_def, options.check_method_names)
+
+
+def _load_natively(path: Path, options: SessionOptions) -> SavedModel:
+    try:
+        meta_graph = native.meta_graph(path, options.tags)
+    except Exception as error:
+        raise _load_error(error, path, options) from error
+    if meta_graph is None:
+        raise _no_meta_graph(options)
+    if meta_graph.saver_def.filename_tensor_name and not (path / "variables" / "variables.index").is_file():
+        # The C++ loader takes this for a model without variables, and requests would find them uninitialized.
+        raise not_found(f"Failed to find any matching files for {path}/variables/variables")
+    session = native.load(path, options.tags, _config(options))
     return SavedModel(session, meta_graph.signature_def, options.check_method_names)
 
 
@@ -108,10 +125,14 @@ def _load_error(error: Exception, path: Path, options: SessionOptions) -> Servin
     if isinstance(error, errors.OpError):
         return _serving_error(error)
     if isinstance(error, RuntimeError) and "MetaGraphDef" in str(error):
-        return not_found(
-            f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}. "
-            "To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
-        )
-    if isinstance(error, OSError | ValueError):
+        return _no_meta_graph(options)
+    if isinstance(error, OSError | ValueError | DecodeError):
         return ServingError(Code.DATA_LOSS, f"SavedModel below {path} cannot be read: {error}")
     return ServingError(Code.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _no_meta_graph(options: SessionOptions) -> ServingError:
+    return not_found(
+        f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}. "
+        "To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+    )

@@ -12,6 +12,8 @@ from serve.observe import GRPC, Observer, Seen
 from serve.status import Code, ServingError, not_yet
 
 _DETAIL_BYTES_AT_MOST = 1024
+# A client without a deadline has one in some hundred years, more than locks can wait.
+_FOREVER_S = 10 * 365 * 86400.0
 
 
 class Service(Protocol):
@@ -27,7 +29,7 @@ def answered(method: Callable[[Any, Any, Seen], Any]) -> Callable:
     def answer(self: Service, request: Any, context: grpc.ServicerContext) -> Any:
         seen = self.observer.began(_traceparent(context))
         remaining_s = context.time_remaining()
-        if remaining_s is not None:
+        if remaining_s is not None and remaining_s < _FOREVER_S:
             seen.deadline = time.monotonic() + remaining_s
         response, failed = _outcome(method, self, request, seen)
         code = failed.code if failed else Code.OK

@@ -1,6 +1,5 @@
 """What a gRPC method raises, as the status that its client gets."""
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,6 +11,8 @@ from serve.observe import GRPC, Observer, Seen
 from serve.status import Code, ServingError, not_yet
 
 _DETAIL_BYTES_AT_MOST = 1024
+# A client without a deadline has one in some hundred years, more than locks can wait.
+_FOREVER_S = 10 * 365 * 86400.0
 
 
 class Service(Protocol):
@@ -27,8 +28,7 @@ def answered(method: Callable[[Any, Any, Seen], Any]) -> Callable:
     def answer(self: Service, request: Any, context: grpc.ServicerContext) -> Any:
         seen = self.observer.began(_traceparent(context))
         remaining_s = context.time_remaining()
-        # A client without a deadline has one in some hundred years, which no lock can wait for.
-        if remaining_s is not None and remaining_s < threading.TIMEOUT_MAX:
+        if remaining_s is not None and remaining_s < _FOREVER_S:
             seen.deadline = time.monotonic() + remaining_s
         response, failed = _outcome(method, self, request, seen)
         code = failed.code if failed else Code.OK

@@ -76,7 +76,7 @@ def of(tensor: np.ndarray, otherwise: int = 0) -> int:
 
 
 def as_tensor(value: Any) -> np.ndarray:
-    """What a run of a graph gave, as an array. A single string stays as it is: numpy would cut zero bytes off."""
+    """What TensorFlow gave, as an array. A single string stays as it is: numpy would cut zero bytes off."""
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 

@@ -1,50 +1,57 @@
 """tf.Example messages as bytes, written without TensorFlow's messages.
 
 Field numbers and types: tensorflow/core/example/{example,feature}.proto. Models get serialized examples, so
-there is nothing to be gained by building the message first.
+there is nothing to be gained by a message in between, and requests can be read where TensorFlow is not.
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-_BYTES, _FLOATS, _INT64S = 1, 2, 3
 _UINT64 = 2**64 - 1
 
+# Tags of length-delimited fields, by the fields' numbers.
+_FIRST, _SECOND, _THIRD = b"\x0a", b"\x12", b"\x1a"
+_BYTES, _FLOATS, _INT64S = _FIRST, _SECOND, _THIRD
 
-def example(features: Mapping[str, bytes]) -> bytes:
+
+class Names(dict[str, bytes]):
+    """The names of features as fields; a request's examples share them."""
+
+    def __missing__(self, name: str) -> bytes:
+        self[name] = field = _field(_FIRST, name.encode("utf-8", "surrogateescape"))
+        return field
+
+
+def example(features: Mapping[str, bytes], names: Names) -> bytes:
     """A serialized tf.Example of features, each as one of the functions below makes it."""
-    entries = [
-        _field(1, _field(1, name.encode("utf-8", "surrogateescape")) + _field(2, feature))
-        for name, feature in features.items()
-    ]
-    return _field(1, b"".join(entries))
+    entries = [_field(_FIRST, names[name] + _field(_SECOND, feature)) for name, feature in features.items()]
+    return _field(_FIRST, b"".join(entries))
 
 
 def of_bytes(values: Iterable[bytes]) -> bytes:
     """A feature of byte strings."""
-    return _field(_BYTES, b"".join([_field(1, value) for value in values]))
+    return _field(_BYTES, b"".join([_field(_FIRST, value) for value in values]))
 
 
-def of_floats(values: list[float]) -> bytes:
+def of_floats(values: Sequence[float]) -> bytes:
     """A feature of 32-bit floats; what is too large for one becomes infinite."""
+    form = f"<{len(values)}f"
     try:
-        packed = struct.pack(f"<{len(values)}f", *values)
+        packed = struct.pack(form, *values)
     except OverflowError:
-        with np.errstate(over="ignore"):
-            packed = np.array(values, np.float64).astype("<f4").tobytes()
-    return _field(_FLOATS, _field(1, packed))
+        packed = struct.pack(form, *array("f", values))
+    return _field(_FLOATS, _field(_FIRST, packed))
 
 
 def of_integers(values: Iterable[int]) -> bytes:
     """A feature of 64-bit integers."""
-    return _field(_INT64S, _field(1, b"".join([_varint(value & _UINT64) for value in values])))
+    return _field(_INT64S, _field(_FIRST, b"".join([_varint(value & _UINT64) for value in values])))
 
 
-def _field(number: int, payload: bytes) -> bytes:
+def _field(tag: bytes, payload: bytes) -> bytes:
     """A length-delimited field of a message."""
-    return bytes((number << 3 | 2,)) + _varint(len(payload)) + payload
+    return tag + _varint(len(payload)) + payload
 
 
 _SMALL = [bytes((number,)) for number in range(0x80)]

@@ -17,6 +17,7 @@ from serve.grpc_status import answered
 from serve.model import Model, Signature
 from serve.models import Models
 from serve.observe import Observer, Seen
+from serve.queues import queue_of, run_in
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
 
@@ -68,7 +69,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
             work = self.observer.timed(seen, read_predict(servable.model, request, self._as_content))
-            response = work.run(servable.model)
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -78,7 +79,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             work = self.observer.timed(
                 seen, grpc_inference.read_classify(servable.model, request), on_examples=True
             )
-            response = work.run(servable.model)
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -88,7 +89,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             work = self.observer.timed(
                 seen, grpc_inference.read_regress(servable.model, request), on_examples=True
             )
-            response = work.run(servable.model)
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -99,7 +100,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             work = self.observer.timed(
                 seen, grpc_inference.read_multi_inference(servable.model, request), on_examples=True
             )
-            response = work.run(servable.model)
+            response = run_in(queue_of(servable.model), work, seen.deadline)
             for result in response.results:
                 grpc_spec.answer(servable, result)
             return response

@@ -1,5 +1,7 @@
 """What a gRPC method raises, as the status that its client gets."""
 
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,6 +27,10 @@ def answered(method: Callable[[Any, Any, Seen], Any]) -> Callable:
 
     def answer(self: Service, request: Any, context: grpc.ServicerContext) -> Any:
         seen = self.observer.began(_traceparent(context))
+        remaining_s = context.time_remaining()
+        # A client without a deadline has one in some hundred years, which no lock can wait for.
+        if remaining_s is not None and remaining_s < threading.TIMEOUT_MAX:
+            seen.deadline = time.monotonic() + remaining_s
         response, failed = _outcome(method, self, request, seen)
         code = failed.code if failed else Code.OK
         header = self.observer.ended(seen, GRPC, api, _model(request), code)

@@ -12,7 +12,8 @@ _INT64_AT_MOST = 2**63 - 1
 
 def read(members: dict) -> list[bytes]:
     """The examples of a request, the context's features in each. Raises INVALID_ARGUMENT."""
-    context = _example(members["context"]) if "context" in members else b""
+    names = examples.Names()
+    context = _example(members["context"], names) if "context" in members else b""
     if "examples" not in members:
         raise invalid(
             f"JSON Value: {describe(members)} When method is classify, key 'examples' is expected and was not found"
@@ -23,13 +24,13 @@ def read(members: dict) -> list[bytes]:
     if not found:
         raise invalid(f"JSON Value: {describe(members)} 'examples' value is an empty array")
     # Messages merge when their bytes are joined: an example's own feature replaces the context's.
-    return [context + _example(item) for item in found]
+    return [context + _example(item, names) for item in found]
 
 
-def _example(value: object) -> bytes:
+def _example(value: object, names: examples.Names) -> bytes:
     if not isinstance(value, dict):
         raise invalid(f"Example must be JSON object but got JSON {json_type(value)}")
-    return examples.example({name: _feature(name, content) for name, content in value.items()})
+    return examples.example({name: _feature(name, content) for name, content in value.items()}, names)
 
 
 def _feature(name: str, content: object) -> bytes:

@@ -10,6 +10,7 @@ import enum
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import NoReturn, TypeGuard
 
 import numpy as np
@@ -17,10 +18,14 @@ import numpy as np
 from serve import dtypes
 from serve.dtypes import DTYPES
 from serve.json_parse import Document, describe
+from serve.json_plain import Plain
 from serve.model import TensorSpec
 from serve.status import Code, ServingError, invalid
 
-_DIMENSIONS_AT_MOST = 254
+# numpy has 64, and one of them may count the rows; TensorFlow itself stops at 254.
+_DIMENSIONS_AT_MOST = 63
+# Of what is read at once; numpy itself knows no more than 64.
+_REGULAR_AT_MOST = 16
 
 
 class Form(enum.Enum):
@@ -55,8 +60,19 @@ def signature_name(members: dict) -> str:
     return name
 
 
+def named(document: Document) -> str:
+    """The same of a request. Raises INVALID_ARGUMENT."""
+    if document.plain is not None:
+        return document.plain.signature
+    return signature_name(require_object(document))
+
+
 def tensors(document: Document, inputs: Mapping[str, TensorSpec]) -> Tensors:
     """The tensors of a predict request. `inputs` are those of its signature, one or more."""
+    if document.plain is not None:
+        found = _plain_numbers(document.plain, inputs)
+        if found is not None:
+            return found
     members = require_object(document)
     if "instances" in members and "inputs" in members:
         raise invalid(
@@ -69,6 +85,19 @@ def tensors(document: Document, inputs: Mapping[str, TensorSpec]) -> Tensors:
     if "inputs" in members:
         return Tensors(Form.COLUMNS, _columns(members["inputs"], types, document.may_hold_booleans))
     raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def _plain_numbers(plain: Plain, inputs: Mapping[str, TensorSpec]) -> Tensors | None:
+    """The one input's tensor; None where the numbers are not of its type."""
+    if len(inputs) != 1:
+        return None
+    ((alias, spec),) = inputs.items()
+    numbers = plain.array(spec.dtype)
+    if numbers is None or (spec.dtype in _INTEGERS and not _in_range(numbers, spec.dtype)):
+        return None
+    with np.errstate(over="ignore"):
+        tensor = numbers.astype(DTYPES[spec.dtype].numpy, copy=False)
+    return Tensors(Form(plain.key), {alias: tensor})
 
 
 def _instances(members: dict) -> list:
@@ -214,6 +243,8 @@ def _regular(value: object, dtype: int, booleans: bool) -> np.ndarray | None:
 
     numpy takes true for 1 among numbers: where a request may hold booleans, numbers are read one by one.
     """
+    if dtype == dtypes.STRING:
+        return _regular_strings(value)
     kinds = _KINDS.get(dtype, "")
     if not kinds or (booleans and dtype != dtypes.BOOL):
         return None
@@ -227,6 +258,23 @@ def _regular(value: object, dtype: int, booleans: bool) -> np.ndarray | None:
         return None
     with np.errstate(over="ignore"):
         return found.astype(DTYPES[dtype].numpy, copy=False)
+
+
+def _regular_strings(value: object) -> np.ndarray | None:
+    """The tensor of nested lists alike in shape that hold nothing but strings; None for others."""
+    widths: list[int] = []
+    items = value
+    while isinstance(items, list) and items and set(map(type, items)) == {list}:
+        sizes = set(map(len, items))
+        if len(sizes) > 1 or len(widths) == _REGULAR_AT_MOST:
+            return None
+        widths += sizes
+        items = list(chain.from_iterable(items))
+    if not isinstance(items, list) or set(map(type, items)) != {str}:
+        return None
+    tensor = np.empty(len(items), object)
+    tensor[:] = [item.encode("utf-8", "surrogateescape") for item in items]
+    return tensor.reshape(-1, *widths)
 
 
 def _integer_range(dtype: int) -> tuple[int, int]:

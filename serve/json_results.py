@@ -3,14 +3,15 @@
 import numpy as np
 
 from serve.inference import Classes
-from serve.json_answer import float_texts, quoted
+from serve.json_answer import quoted
+from serve.json_numbers import texts
 
 
 def classes(found: Classes) -> bytes:
     """A list of [label, score] for each example; the label is empty without labels, the score 0 without scores."""
     given = found.scores if found.scores is not None else found.labels
     count, width = (0, 0) if given is None else given.shape
-    scores = ["0.0"] * (count * width) if found.scores is None else float_texts(found.scores.reshape(-1))
+    scores = ["0.0"] * (count * width) if found.scores is None else texts(found.scores.reshape(-1))
     labels = ['""'] * (count * width) if found.labels is None else _labels(found.labels)
     pairs = [f"[{label}, {score}]" for label, score in zip(labels, scores, strict=True)]
     rows = [f"[{', '.join(pairs[at * width : (at + 1) * width])}]" for at in range(count)]
@@ -19,7 +20,7 @@ def classes(found: Classes) -> bytes:
 
 def regressions(values: np.ndarray) -> bytes:
     """A number for each example."""
-    return _results(float_texts(values))
+    return _results(texts(values))
 
 
 def _labels(labels: np.ndarray) -> list[str]:

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Iterable, Mapping
 
-from serve.model import Model, Servable
+from serve.model import Model, Queue, Servable
+from serve.queues import queue_of
 from serve.status import invalid, not_found
 
 
@@ -56,6 +57,11 @@ class Lease:
     def model(self) -> Model:
         """What can be run."""
         return self.servable.model
+
+    @property
+    def queue(self) -> Queue:
+        """What runs it."""
+        return queue_of(self.servable.model)
 
     def release(self) -> None:
         """Says that nothing runs any more."""

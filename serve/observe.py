@@ -6,7 +6,7 @@ A front calls `began` when a request is whole, and `ended` when its answer is: t
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,16 @@ _clock = time.perf_counter
 
 @dataclass(slots=True)
 class Seen:
-    """A request under way: when it began, its trace; how long its model ran, and on how many examples."""
+    """A request under way: when it began, its trace; how long its model ran, and on how many examples.
+
+    `deadline` is in time.monotonic(), where the client has one.
+    """
 
     began: float
     trace: Trace | None
     runtime_us: float | None = None
     examples: int = 0
+    deadline: float | None = None
 
 
 class Observer:
@@ -87,7 +91,8 @@ class Observer:
             from serve import samples
 
             call = samples.watch(self.request_log, call)
-        return replace(call, work=self.timed(seen, call.work, call.verb in _ON_EXAMPLES))
+        work = self.timed(seen, call.work, call.verb in _ON_EXAMPLES)
+        return Call(call.lease, work, call.verb, call.signature)
 
     def sampled(self, api: str, request: Any, response: Any) -> None:
         """Offers a gRPC request that went well to the request log."""
@@ -144,11 +149,11 @@ class BatchObserver:
         self._metrics = metrics
 
     def batch(self, pool: str, waited_us: Sequence[float], rows: Sequence[int], padding: int) -> None:
-        """A batch begins to run: how long each of its requests waited, their rows, and rows that were added."""
-        metrics, size = self._metrics, sum(rows) + padding
-        metrics.add(WRAPPED_RUN_COUNT)
-        metrics.observe(PROCESSED_BATCH_SIZE, size)
-        metrics.observe(PADDING_SIZE, padding, str(size))
-        for waited, count in zip(waited_us, rows, strict=True):
-            metrics.observe(QUEUING_LATENCY, waited, pool)
-            metrics.observe(INPUT_BATCH_SIZE, count)
+        """See `serve.queues.Observer`."""
+        for each_us, each_rows in zip(waited_us, rows, strict=True):
+            self._metrics.observe(QUEUING_LATENCY, each_us, pool)
+            self._metrics.observe(INPUT_BATCH_SIZE, each_rows)
+        ran = sum(rows) + padding
+        self._metrics.add(WRAPPED_RUN_COUNT)
+        self._metrics.observe(PROCESSED_BATCH_SIZE, ran)
+        self._metrics.observe(PADDING_SIZE, padding, str(ran))

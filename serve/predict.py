@@ -76,12 +76,14 @@ def work(
 
     def finished(tensors: Sequence[np.ndarray]) -> Result:
         found = dict(zip(names, tensors, strict=True))
-        return finish({alias: dtypes.as_tensor(found[fetches[alias]]) for alias in wanted})
+        return finish({alias: found[fetches[alias]] for alias in wanted})
 
     return Work(feeds, names, finished)
 
 
 def _wanted(signature: Signature, output_filter: Sequence[str]) -> list[str]:
+    if not output_filter:
+        return sorted(signature.outputs)
     for alias in output_filter:
         if alias not in signature.outputs:
             raise invalid(
@@ -91,7 +93,7 @@ def _wanted(signature: Signature, output_filter: Sequence[str]) -> list[str]:
     for alias, count in Counter(output_filter).items():
         if count > 1:
             raise invalid(f"duplicate output tensor alias: {alias}")
-    return sorted(output_filter or signature.outputs)
+    return sorted(output_filter)
 
 
 def _tensor_name(alias: str, spec: TensorSpec) -> str:

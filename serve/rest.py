@@ -5,7 +5,7 @@ import json
 import re
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
@@ -26,13 +26,15 @@ from serve import (
 )
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
 from serve.models import Lease, Models, Version
+from serve.queues import run_in
 from serve.status import Code, ServingError, http_status, invalid
 from serve.work import Work
 
 Found = TypeVar("Found")
 
 _INT64_AT_MOST = 2**63 - 1
-_BODY_BYTES_AT_MOST = 2**31 - 1
+_CACHED_PATH_AT_MOST = 256
+_INFLATED_BYTES_AT_MOST = 256 * 1024 * 1024
 
 _WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _CALL = re.compile(r"(?i:/v1/models/(?P<name>[^/:]+)" + _WHICH + r"):(?P<verb>classify|regress|predict)")
@@ -40,7 +42,7 @@ _LOOK = re.compile(r"(?i:/v1/models(?:/(?P<name>[^/:]+))?" + _WHICH + r"(?P<meta
 _BELOW = re.compile(r"(?i:/v1/)")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """An HTTP request, its body still as it came. `target` is the path with the query, not decoded."""
 
@@ -48,9 +50,10 @@ class Request:
     target: str
     headers: dict[bytes, bytes]
     body: bytes
+    inflated_bytes_at_most: int = _INFLATED_BYTES_AT_MOST
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """An HTTP answer. Without a body it has no content type either."""
 
@@ -58,6 +61,7 @@ class Answer:
     body: bytes = b""
     code: Code = Code.OK
     kind: bytes = b"application/json"
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,11 @@ class _HugeVersion(Exception):
     """A version number that no int64 holds; answered by 400 and nothing else."""
 
 
-@dataclass(frozen=True)
+class _TooLarge(Exception):
+    """A body that inflates to more than is read; answered by 413."""
+
+
+@dataclass(slots=True)
 class Call:
     """A request that needs its model: the version in use, which its owner gives back, and what it has to run."""
 
@@ -89,9 +97,9 @@ def read(request: Request, models: Models) -> Answer | Call:
 
 
 def run(request: Request, call: Call) -> Answer:
-    """Runs a call in this thread, and gives its model back. Never raises."""
+    """Runs a call, waits for it, and gives its model back. Never raises."""
     try:
-        return answered(request, lambda: call.work.run(call.lease.model))
+        return answered(request, lambda: run_in(call.lease.queue, call.work))
     finally:
         call.lease.release()
 
@@ -108,6 +116,8 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
         return step()
     except _HugeVersion:
         return Answer(400, code=Code.INVALID_ARGUMENT)
+    except _TooLarge:
+        return with_status(413, "Request body inflates to more than is read (--rest_inflated_bytes_at_most)")
     except ServingError as error:
         return failure(error)
     except MemoryError:
@@ -119,8 +129,12 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
 
 def failure(error: ServingError) -> Answer:
     """The answer for an error: its message, without the code."""
-    text = json_answer.quoted(error.message).encode("utf-8", "replace")
-    return Answer(http_status(error.code), b'{"error": ' + text + b"}", error.code)
+    return with_status(http_status(error.code), error.message, error.code)
+
+
+def with_status(status: int, message: str, code: Code = Code.INVALID_ARGUMENT) -> Answer:
+    """The answer for an error that may have a status of HTTP's own."""
+    return Answer(status, b'{"error": ' + json_answer.quoted(message).encode("utf-8", "replace") + b"}", code)
 
 
 def counted_as(method: str, target: str) -> tuple[str, str] | None:
@@ -149,15 +163,27 @@ def _route(request: Request, models: Models) -> Answer | Call:
     if request.method == "OPTIONS":
         origin = request.headers.get(b"origin", b"")
         return Answer(200 if b"http://" in origin or b"https://" in origin else 400)
-    call = _CALL.fullmatch(request.target) if request.method == "POST" else None
+    call = _called(request.target) if request.method == "POST" else None
     if call:
-        return _call(call["verb"], _which(call), _inflated(request), models)
+        verb, which = call
+        return _call(verb, which, _inflated(request), models)
     look = _LOOK.fullmatch(request.target) if request.method == "GET" else None
     if look is None:
         raise invalid(f"Malformed request: {request.method} {request.target}")
     if not look["name"]:
         raise invalid("Missing model name in request.")
     return (_metadata if look["metadata"] else _status)(_which(look), models)
+
+
+def _called(target: str) -> tuple[str, Which] | None:
+    # Paths of strangers must not fill the cache with long texts.
+    return (_call_at if len(target) <= _CACHED_PATH_AT_MOST else _call_at.__wrapped__)(target)
+
+
+@functools.lru_cache(1024)
+def _call_at(target: str) -> tuple[str, Which] | None:
+    match = _CALL.fullmatch(target)
+    return (match["verb"], _which(match)) if match else None
 
 
 def _which(match: re.Match) -> Which:
@@ -177,11 +203,13 @@ def _inflated(request: Request) -> bytes:
         return request.body
     inflater = zlib.decompressobj(wbits=31)
     try:
-        body = inflater.decompress(request.body, _BODY_BYTES_AT_MOST)
+        body = inflater.decompress(request.body, request.inflated_bytes_at_most)
+        if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
+            raise _TooLarge
     except zlib.error as error:
         raise invalid(f"Request body is not gzip, though its Content-Encoding says so: {error}") from None
     if not inflater.eof:
-        raise invalid("Request body in gzip ends too early, or is larger than 2 GiB")
+        raise invalid("Request body in gzip ends too early")
     return body
 
 
@@ -190,7 +218,7 @@ Rest = Callable[[Model], Work[Answer]]
 
 
 def _predict(document: json_parse.Document) -> Rest:
-    named = json_request.signature_name(json_request.require_object(document))
+    named = json_request.named(document)
 
     def read_rest(model: Model) -> Work[Answer]:
         signature = _signature(model, named)
@@ -253,7 +281,7 @@ def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
     read_rest = _VERBS[verb](document)
     lease = models.acquire(which.name, which.version, which.label)
     try:
-        signature = json_request.signature_name(json_request.require_object(document))
+        signature = json_request.named(document)
         return Call(lease, read_rest(lease.model), verb, signature)
     except BaseException:
         lease.release()

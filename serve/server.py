@@ -1,36 +1,45 @@
 """Start, serve, drain: the life of the server process."""
 
 import asyncio
-import contextlib
-import logging
-import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, memory, pages, reload, rest_server, tls
+from serve import (
+    config,
+    framework,
+    http_limits,
+    json_parse,
+    listeners,
+    log,
+    memory,
+    pages,
+    queueing,
+    reload,
+    rest_calls,
+    rest_server,
+    tls,
+)
 from serve.flags import Flags
 from serve.health import Health, Healths
 from serve.metrics import Metrics
 from serve.model import Model
 from serve.models import LoadPolicy, Models, Options
-from serve.observe import Observer
+from serve.observe import BatchObserver, Observer
 from serve.pages import Pages
 from serve.request_log import RequestLog, Rotation
 from serve.status import invalid
 
-# Longer than the hour that Envoy keeps an idle connection: if clients close first, no request is on its way.
-_KEEP_ALIVE_S = 3900
+# A thread waits while its call is in a queue; what runs as one batch must wait together.
+_CALLS_AT_ONCE = 64
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -126,6 +135,7 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
     framework.lean()
     from serve import loading, session, warmup
 
+    framework.settle()
     both = flags.tensorflow_session_parallelism
     options = session.SessionOptions(
         tuple(flags.saved_model_tags.split(",")),
@@ -134,17 +144,18 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
         check_method_names=flags.enable_signature_method_name_check,
     )
 
+    queue = queueing.maker(flags, BatchObserver(observer.metrics) if flags.monitoring_config_file else None)
+
     def load(path: Path) -> Model:
         model = loading.load(path, options, prefer_tflite=flags.prefer_tflite_model)
-        if not flags.enable_model_warmup or not (path / warmup.FILE).is_file():
-            return model
         try:
-            with observer.warming(path):
-                warmup.replay(model, path, flags.num_request_iterations_for_warmup)
+            if flags.enable_model_warmup and (path / warmup.FILE).is_file():
+                with observer.warming(path):
+                    warmup.replay(model, path, flags.num_request_iterations_for_warmup)
+            return queue(model, path)
         except BaseException:
             model.close()
             raise
-        return model
 
     return load
 
@@ -156,10 +167,8 @@ async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began:
     if parts.models.stopping:
         log.info("stopped before it was ready")
         return
-    http_server, grpc_server = _open(flags, parts, http)
-    waiting: list[asyncio.Task] = [asyncio.create_task(stop.wait())]
-    if http_server and http:
-        waiting.append(asyncio.create_task(http_server.serve(sockets=[http])))
+    http_server = await _open_http(flags, parts, http) if http else None
+    grpc_server = _open_grpc(flags, parts)
     log.info(
         "ready",
         address=flags.address,
@@ -169,11 +178,11 @@ async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began:
         metrics=parts.pages.metrics_path or "off",
         seconds=time.monotonic() - began,
     )
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await stop.wait()
     await _give_notice(parts.healths, flags.drain_notice_seconds)
     log.info("draining", seconds=flags.drain_seconds)
     began = time.monotonic()
-    await _drain(http_server, grpc_server, waiting[1:], flags.drain_seconds)
+    await _drain(http_server, grpc_server, flags.drain_seconds)
     log.info("stopped", seconds=time.monotonic() - began)
 
 
@@ -188,64 +197,59 @@ async def _give_notice(healths: Healths | None, seconds: float) -> None:
         healths.end()
 
 
-def _open(flags: Flags, parts: _Parts, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
-    from serve import grpc_server
+def _open_grpc(flags: Flags, parts: _Parts) -> Any:
+    from serve import grpc_server, profiler
 
-    if http:
-        listeners.open_http(http)
     arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
         parts.models,
-        _threads(flags.grpc_max_threads),
+        flags.grpc_max_threads or max(_CALLS_AT_ONCE, 4 * len(os.sched_getaffinity(0))),
         observer=parts.observer,
         healths=parts.healths,
+        is_profiled=flags.enable_profiler and profiler.is_for(flags.address),
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
+        message_bytes_at_most=flags.grpc_message_bytes_at_most,
+        calls_at_most=flags.grpc_calls_at_most,
     )
     listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path, parts.credentials)
-    return (_rest_server(flags, parts) if http else None), server
+    return server
 
 
-def _threads(asked: int) -> int:
-    return asked or 4 * len(os.sched_getaffinity(0))
-
-
-class _RestServer(uvicorn.Server):
-    """uvicorn, without its own signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _rest_server(flags: Flags, parts: _Parts) -> _RestServer:
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    timeout_s = flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None
-    pool = ThreadPoolExecutor(_threads(flags.rest_api_num_threads), thread_name_prefix="rest")
-    application = rest_server.Application(
-        parts.models, pool, timeout_s, flags.rest_api_enable_cors_support, parts.observer, parts.pages
+async def _open_http(flags: Flags, parts: _Parts, listener: socket.socket) -> rest_server.RestServer:
+    limits = http_limits.Limits(
+        head_bytes=flags.rest_head_bytes_at_most,
+        body_bytes=flags.rest_body_bytes_at_most,
+        all_bodies_bytes=flags.rest_all_bodies_bytes_at_most,
+        connections=flags.rest_connections_at_most,
+        receive_s=flags.rest_receive_seconds,
+        send_s=flags.rest_send_seconds,
+        idle_s=flags.rest_idle_seconds,
     )
-    settings = uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(flags.drain_seconds),
+    options = rest_calls.Options(
+        timeout_s=flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None,
+        requests_at_most=flags.rest_requests_at_most,
+        inflated_bytes=flags.rest_inflated_bytes_at_most,
     )
-    return _RestServer(settings)
+    server = rest_server.RestServer(
+        parts.models,
+        limits,
+        options,
+        threads=flags.rest_api_num_threads,
+        cors=flags.rest_api_enable_cors_support,
+        observer=parts.observer,
+        pages=parts.pages,
+    )
+    json_parse.limit_depth(flags.json_depth_at_most)
+    listeners.open_http(listener)
+    await server.start(listener)
+    return server
 
 
-async def _drain(http_server: Any, grpc_server: Any, tasks: list[asyncio.Task], seconds: float) -> None:
+async def _drain(http_server: rest_server.RestServer | None, grpc_server: Any, seconds: float) -> None:
     """Refuses new requests, and gives those that run `seconds` to finish."""
     grpc_stopped = grpc_server.stop(seconds)
+    waiting = [asyncio.get_running_loop().run_in_executor(None, grpc_stopped.wait, seconds + 0.5)]
     if http_server:
-        http_server.should_exit = True
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, grpc_stopped.wait, seconds + 0.5)
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds + 0.5)
+        waiting.append(asyncio.ensure_future(http_server.drain(seconds)))
+    await asyncio.gather(*waiting)

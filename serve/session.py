@@ -5,7 +5,7 @@ TensorFlow is imported by its inner modules; see `serve.framework`.
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import native, signatures
+from serve import dtypes, native, signatures
 from serve.status import Code, ServingError, code_of, not_found
+
+_SMALL_BYTES = 4 << 20
+_CALLERS_THREAD = -1
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How sessions are made: the tags of the meta graph, threads (0: automatic), whether method names count."""
+    """How sessions are made: tags of the meta graph, threads (0: by the model's size), whether method names count."""
 
     tags: tuple[str, ...] = ("serve",)
     intra_op_threads: int = 0
@@ -32,10 +35,20 @@ class SessionOptions:
 
 
 class SavedModel:
-    """A SavedModel that can be run from several threads at once."""
+    """A SavedModel that can be run from several threads at once.
 
-    def __init__(self, session: Any, signature_defs: Mapping[str, Any], check_method_names: bool = False):
+    `in_one_thread`: a run keeps to the thread that asks for it. Several runs then use several processors.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        signature_defs: Mapping[str, Any],
+        check_method_names: bool = False,
+        in_one_thread: bool = False,
+    ):
         self._session = session
+        self.in_one_thread = in_one_thread
         self._callables: dict[tuple, Any] = {}
         self._lock = threading.Lock()
         self.signatures = signatures.read(signature_defs, check_method_names)
@@ -45,9 +58,10 @@ class SavedModel:
         """Feeds tensors of any shape (TF Serving does not enforce the signature's) and returns others."""
         names = tuple(feeds)
         try:
-            return self._callable(names, tuple(fetches))(*feeds.values())
+            found = self._callable(names, tuple(fetches))(*feeds.values())
         except errors.OpError as error:
             raise _serving_error(error) from error
+        return [dtypes.as_tensor(value) for value in found]
 
     def close(self) -> None:
         """Ends the session; variables and graph are freed with it."""
@@ -57,6 +71,8 @@ class SavedModel:
         found = self._callables.get((feeds, fetches))
         if found is None:
             options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+            if self.in_one_thread:
+                options.run_options.inter_op_thread_pool = _CALLERS_THREAD
             with self._lock:
                 found = self._session._make_callable_from_options(options)
                 self._callables[feeds, fetches] = found
@@ -66,6 +82,7 @@ class SavedModel:
 def load(path: Path, options: SessionOptions) -> SavedModel:
     """Loads the meta graph with exactly the given tags. Raises ServingError saying why it cannot."""
     _check_files(path)
+    options = _threads(path, options)
     if native.supported() and (path / "saved_model.pb").is_file():
         return _load_natively(path, options)
     graph = ops.Graph()
@@ -79,7 +96,28 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
             raise _load_error(error, path, options) from error
         raise
     graph.finalize()
-    return SavedModel(session, meta_graph.signature_def, options.check_method_names)
+    return _saved_model(session, meta_graph, options)
+
+
+def _saved_model(session: Any, meta_graph: Any, options: SessionOptions) -> SavedModel:
+    in_one_thread = options.intra_op_threads == options.inter_op_threads == 1
+    return SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
+
+
+def _threads(path: Path, options: SessionOptions) -> SessionOptions:
+    """One thread a run for small models, unless threads were asked for; for others all processors work on one run.
+
+    Handing parts of small operations to other threads costs more than it saves (a run of one row takes several times
+    as long), and where many wait, runs side by side use the processors better.
+    """
+    if options.intra_op_threads or options.inter_op_threads or _size(path) > _SMALL_BYTES:
+        return options
+    return replace(options, intra_op_threads=1, inter_op_threads=1)
+
+
+def _size(path: Path) -> int:
+    files = [*path.glob("saved_model.pb*"), *path.glob("variables/*")]
+    return sum(file.stat().st_size for file in files)
 
 
 def _load_natively(path: Path, options: SessionOptions) -> SavedModel:
@@ -92,8 +130,7 @@ def _load_natively(path: Path, options: SessionOptions) -> SavedModel:
     if meta_graph.saver_def.filename_tensor_name and not (path / "variables" / "variables.index").is_file():
         # The C++ loader takes this for a model without variables, and requests would find them uninitialized.
         raise not_found(f"Failed to find any matching files for {path}/variables/variables")
-    session = native.load(path, options.tags, _config(options))
-    return SavedModel(session, meta_graph.signature_def, options.check_method_names)
+    return _saved_model(native.load(path, options.tags, _config(options)), meta_graph, options)
 
 
 def _check_files(path: Path) -> None:

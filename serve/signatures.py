@@ -23,4 +23,7 @@ def _signature(proto: Any, check_method_names: bool) -> Signature:
 
 
 def _spec(info: Any) -> TensorSpec:
-    return TensorSpec(info.name, dtypes.without_reference(info.dtype))
+    dtype, shape = dtypes.without_reference(info.dtype), info.tensor_shape
+    if shape.unknown_rank:
+        return TensorSpec(info.name, dtype)
+    return TensorSpec(info.name, dtype, tuple(None if dim.size < 0 else dim.size for dim in shape.dim))

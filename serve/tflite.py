@@ -5,6 +5,7 @@ one run, so there is one for each run at the same time, as many as there are pro
 """
 
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,10 +66,10 @@ class _Interpreter:
     def __init__(self, content: bytes):
         try:
             self._lite = lite.Interpreter(model_content=content, num_threads=1)
-        except (ValueError, RuntimeError) as error:
+            self.inputs = {each["name"]: each for each in self._lite.get_input_details()}
+            self.outputs = {each["name"]: each for each in self._lite.get_output_details()}
+        except (ValueError, RuntimeError, KeyError) as error:
             raise ServingError(Code.INTERNAL, f"Cannot build Interpreter from buffer. {error}") from error
-        self.inputs = {each["name"]: each for each in self._lite.get_input_details()}
-        self.outputs = {each["name"]: each for each in self._lite.get_output_details()}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
@@ -78,7 +79,7 @@ class _Interpreter:
             for name, tensor in feeds.items():
                 self._lite.set_tensor(self.inputs[name]["index"], tensor)
             self._lite.invoke()
-            return [self._lite.get_tensor(self.outputs[name]["index"]) for name in fetches]
+            return [dtypes.as_tensor(self._lite.get_tensor(self.outputs[name]["index"])) for name in fetches]
         except (ValueError, RuntimeError) as error:
             raise ServingError(Code.INTERNAL, f"Failed to invoke TfLite interpreter: {error}") from error
 
@@ -105,34 +106,26 @@ def load(file: Path, check_method_names: bool = False) -> TFLiteModel:
 
 
 def _signature_defs(content: bytes) -> dict[str, Any]:
-    """The SignatureDefs in a model's metadata: a FlexBuffer map of name -> serialized message. Most have none."""
+    """The SignatureDefs that a model brings along; most bring none."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return {name: meta_graph_pb2.SignatureDef.FromString(value) for name, value in _serialized(content)}
+    except (DecodeError, TypeError, ValueError, LookupError, struct.error) as error:
+        raise invalid(f"Invalid SignatureDefs found in TfLite model: {error}") from error
+
+
+def _serialized(content: bytes) -> Iterable[tuple[str, bytes]]:
+    """The names and messages in a model's metadata, which has them as a FlexBuffer map."""
     from flatbuffers import flexbuffers
 
     model = schema.Model.GetRootAs(content, 0)
     for entry in map(model.Metadata, range(model.MetadataLength())):
         if entry.Name() == _METADATA:
-            buffer = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
-            return {name: _parsed(value) for name, value in _items(flexbuffers.GetRoot(buffer))}
-    return {}
-
-
-def _items(root: Any) -> Iterable[tuple[str, bytes]]:
-    try:
-        found = root.AsMap
-        keys = [key.AsKey for key in found.Keys]
-        values = [value.AsBlob if value.IsBlob else value.AsStringBytes for value in found.Values]
-    except (TypeError, ValueError, IndexError) as error:
-        raise invalid(f"Invalid SignatureDefs found in TfLite model: {error}") from error
-    return zip(keys, values, strict=True)
-
-
-def _parsed(serialized: bytes) -> Any:
-    from google.protobuf.message import DecodeError
-
-    try:
-        return meta_graph_pb2.SignatureDef.FromString(bytes(serialized))
-    except DecodeError as error:
-        raise invalid(f"Invalid SignatureDefs found in TfLite model: {error}") from error
+            found = flexbuffers.GetRoot(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()).AsMap
+            values = [value.AsBlob if value.IsBlob else value.AsStringBytes for value in found.Values]
+            return zip([key.AsKey for key in found.Keys], map(bytes, values), strict=True)
+    return ()
 
 
 def _fix_names(infos: Mapping[str, Any], tensors: Mapping[str, Any], what: str) -> None:

@@ -1,0 +1,125 @@
+"""Tasks that wait, and threads of their own that take them: as many at once as fit together."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from serve.status import Code, ServingError
+from serve.task import Task
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait: requests, and bytes of their tensors (of strings, their places). 0 is no limit."""
+
+    requests: int = 1024
+    bytes: int = 1 << 30
+
+
+class Line:
+    """A line for one version. Threads start when they are needed and stay; each costs some 100 KiB.
+
+    A free thread takes the kind whose turn it is, and what waits of it up to `rows_at_most` rows (the first task
+    whatever its size). So a lone task runs at once and many are joined: nothing waits for a timer. Where much waits,
+    the threads share it, as one run of all would leave other processors idle.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[list[Task]], None],
+        threads: int,
+        rows_at_most: int,
+        limits: Limits,
+    ):
+        self._name = name
+        self._run = run
+        self._threads_at_most = threads
+        self._rows_at_most = rows_at_most
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._kinds: dict[Hashable, deque[Task]] = {}
+        self._waiting = self._waiting_bytes = 0
+        self._threads = self._idle = 0
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._closed = False
+
+    def put(self, kind: Hashable, task: Task) -> None:
+        """Puts a task at the end. Raises RESOURCE_EXHAUSTED where too much waits."""
+        size = task.size
+        with self._lock:
+            self._check(size)
+            kind_tasks = self._kinds.get(kind)
+            if kind_tasks is None:
+                kind_tasks = self._kinds[kind] = deque()
+            kind_tasks.append(task)
+            self._waiting += 1
+            self._waiting_bytes += size
+            if self._idle:
+                self._idle -= 1
+            elif self._threads < self._threads_at_most:
+                self._start()
+                return
+            else:
+                return
+        self._wake.put(None)
+
+    def close(self) -> None:
+        """Lets the threads end when nothing waits any more. They are not waited for: one may hang."""
+        with self._lock:
+            self._closed = True
+            threads, self._idle = self._threads, 0
+        for _ in range(threads):
+            self._wake.put(None)
+
+    def _check(self, size: int) -> None:
+        if self._closed:
+            raise ServingError(Code.UNAVAILABLE, f"{self._name} is being unloaded")
+        limits = self._limits
+        if limits.requests and self._waiting >= limits.requests:
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{self._name} has {self._waiting} requests waiting, as many as may wait",
+            )
+        if limits.bytes and self._waiting and self._waiting_bytes + size > limits.bytes:
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{self._name} has {self._waiting_bytes} bytes of requests waiting; "
+                f"{size} more are over what may wait, {limits.bytes}",
+            )
+
+    def _start(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                tasks = self._take()
+                if not tasks:
+                    if self._closed:
+                        return
+                    self._idle += 1
+            if tasks:
+                self._run(tasks)
+                del tasks  # a thread that is idle must hold no tensors
+            else:
+                self._wake.get()
+
+    def _take(self) -> list[Task]:
+        if not self._kinds:
+            return []
+        kind = next(iter(self._kinds))
+        waiting = self._kinds.pop(kind)
+        tasks = [waiting.popleft()]
+        room = self._rows_at_most - tasks[0].rows
+        while waiting and waiting[0].rows <= room:
+            room -= waiting[0].rows
+            tasks.append(waiting.popleft())
+        if waiting:
+            self._kinds[kind] = waiting  # behind the other kinds
+        self._waiting -= len(tasks)
+        self._waiting_bytes -= sum([task.size for task in tasks])
+        return tasks

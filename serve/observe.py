@@ -143,7 +143,7 @@ class Observer:
 
 
 class BatchObserver:
-    """Counts what batching queues do, under TF Serving's `batching_session` names."""
+    """Counts what a batching queue does, under TF Serving's `batching_session` names."""
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics

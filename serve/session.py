@@ -22,6 +22,8 @@ from serve.status import Code, ServingError, code_of, not_found
 
 _SMALL_BYTES = 4 << 20
 _CALLERS_THREAD = -1
+# Clients choose which outputs they want, and each choice costs memory.
+_CALLABLES_AT_MOST = 128
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class SavedModel:
                 options.run_options.inter_op_thread_pool = _CALLERS_THREAD
             with self._lock:
                 found = self._session._make_callable_from_options(options)
+                if len(self._callables) >= _CALLABLES_AT_MOST:
+                    del self._callables[next(iter(self._callables))]
                 self._callables[feeds, fetches] = found
         return found
 
@@ -96,10 +100,10 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
             raise _load_error(error, path, options) from error
         raise
     graph.finalize()
-    return _saved_model(session, meta_graph, options)
+    return _model(session, meta_graph, options)
 
 
-def _saved_model(session: Any, meta_graph: Any, options: SessionOptions) -> SavedModel:
+def _model(session: Any, meta_graph: Any, options: SessionOptions) -> SavedModel:
     in_one_thread = options.intra_op_threads == options.inter_op_threads == 1
     return SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
 
@@ -130,7 +134,8 @@ def _load_natively(path: Path, options: SessionOptions) -> SavedModel:
     if meta_graph.saver_def.filename_tensor_name and not (path / "variables" / "variables.index").is_file():
         # The C++ loader takes this for a model without variables, and requests would find them uninitialized.
         raise not_found(f"Failed to find any matching files for {path}/variables/variables")
-    return _saved_model(native.load(path, options.tags, _config(options)), meta_graph, options)
+    session = native.load(path, options.tags, _config(options))
+    return _model(session, meta_graph, options)
 
 
 def _check_files(path: Path) -> None:

@@ -18,6 +18,7 @@ from serve import (
     framework,
     http_limits,
     json_parse,
+    lines,
     listeners,
     log,
     memory,
@@ -162,6 +163,7 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
 
 async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began: float) -> None:
     stop = asyncio.Event()
+    lines.wake_once_a_turn(asyncio.get_running_loop().call_soon)
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if parts.models.stopping:

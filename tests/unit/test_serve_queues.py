@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from serve import dtypes
+from serve import dtypes, lines
 from serve.batch import Joinable
 from serve.lines import Limits
 from serve.model import Signature, TensorSpec
@@ -421,3 +421,35 @@ def test_model_without_a_queue_runs_in_its_callers_thread():
     own = Queued(model, Direct(model, "m", Options(threads_alone=1)))
     assert queue_of(own) is own.queue
     own.close()
+
+
+def test_what_an_event_loop_submits_in_a_turn_runs_together_at_its_end():
+    model = Model()
+    queue = adaptive(model)
+    ask(queue, [[0]]).rows()
+    until(lambda: queue._line._idle == 1)
+    waiting, runs_before, turns = [], [], []
+
+    def loop():
+        lines.wake_once_a_turn(turns.append)
+        for _ in range(2):
+            waiting.extend(ask(queue, [[n]]) for n in (1, 2, 3))
+            runs_before.append(len(model.runs))
+            turns.pop()()
+            for each in waiting[-3:]:
+                each.outcomes.put(each.outcome())
+            until(lambda: queue._line._idle == 1)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert [each.rows() for each in waiting] == [[[[2]]], [[[4]]], [[[6]]]] * 2
+    assert model.runs == [[[0]], [[1], [2], [3]], [[1], [2], [3]]]
+    assert runs_before == [1, 2]
+
+
+def until(true):
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -1,7 +1,6 @@
 """What a gRPC method raises, as the status that its client gets."""
 
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,6 +11,8 @@ from serve.observe import GRPC, Observer, Seen
 from serve.status import Code, ServingError, not_yet
 
 _DETAIL_BYTES_AT_MOST = 1024
+# A client without a deadline has one in some hundred years, more than locks can wait.
+_FOREVER_S = 10 * 365 * 86400.0
 
 
 class Service(Protocol):
@@ -27,7 +28,7 @@ def answered(method: Callable[[Any, Any, Seen], Any]) -> Callable:
     def answer(self: Service, request: Any, context: grpc.ServicerContext) -> Any:
         seen = self.observer.began(_traceparent(context))
         remaining_s = context.time_remaining()
-        if remaining_s is not None:
+        if remaining_s is not None and remaining_s < _FOREVER_S:
             seen.deadline = time.monotonic() + remaining_s
         response, failed = _outcome(method, self, request, seen)
         code = failed.code if failed else Code.OK
@@ -51,7 +52,7 @@ def _outcome(method: Callable, service: Any, request: Any, seen: Seen) -> tuple[
         return None, ServingError(Code.RESOURCE_EXHAUSTED, "not enough memory for this request")
     except Exception as error:  # noqa: BLE001 (a bug is logged, and its client told)
         with log.about(seen.trace):
-            log.error("bug", where=method.__name__, trace=traceback.format_exc())
+            log.bug(method.__name__, error)
         return None, ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 

@@ -148,9 +148,6 @@ class Connection(asyncio.Protocol):
             if self._turn is None:
                 self._hub.works(self)
         self._watch()
-        if reader.expects_continue and self._turn is None and not reader.received and not self._deaf:
-            reader.expects_continue = False
-            self._transport.write(http_message.CONTINUE)
 
     def _watch(self) -> None:
         if not self._watched:
@@ -195,6 +192,9 @@ class Connection(asyncio.Protocol):
         self._pumping = False
         if self._refusal is not None and self._turn is None and not received and not self._clogged:
             self._send_refusal()
+        elif self._reader.expects_continue and self._turn is None and not received and not self._deaf:
+            self._reader.expects_continue = False
+            self._transport.write(http_message.CONTINUE)
         self._throttle()
 
     def _throttle(self) -> None:

@@ -38,7 +38,8 @@ class Reader:
     """Reads one connection. `received` are the requests that are whole; who takes one frees its body in `room`."""
 
     __slots__ = (
-        "_body", "_head_bytes", "_headers", "_in_head", "_limits", "_parser", "_refusal", "_room", "_target", "_unseen",
+        "_begun", "_body", "_fed", "_head_bytes", "_headers", "_in_head", "_limits", "_parser", "_refusal", "_room",
+        "_target", "_unseen",
         "began", "expects_continue", "received", "receiving", "size",
     )  # fmt: skip
 
@@ -48,7 +49,7 @@ class Reader:
         self._parser: Any = None
         self._refusal: Answer | None = None
         self._in_head = False
-        self._head_bytes = self._unseen = 0
+        self._head_bytes = self._unseen = self._begun = self._fed = 0
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: bytes | bytearray = b""
@@ -59,25 +60,42 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """Reads what came. Raises Refusal; then nothing more can be read."""
+        in_head, was_receiving = self._in_head, self.receiving
+        self._begun = 0
+        while data:
+            data = self._feed(data)
+        if self._in_head:
+            self._count_unseen(in_head, was_receiving)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Reads, and gives what has to be read again."""
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
-        in_head = self._in_head
+        self._fed = len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:  # no other protocol is spoken here: HTTP/1 goes on
-            self._parser = None
-            rest = data[upgrade.args[0] :]
-            if rest:
-                self.feed(rest)
-            return
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._downgraded() + data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             raise Refusal(
                 self._refusal or _refused(Code.INVALID_ARGUMENT, f"Malformed HTTP: {error}")
             ) from None
-        if self._in_head:
-            self._unseen = self._unseen + len(data) if in_head else 0
-            if self._unseen > self._limits.head_bytes:
-                raise Refusal(self._head_too_large())
+        return b""
+
+    def _downgraded(self) -> bytes:
+        """The head of the last request without its wish for another protocol: none is spoken here.
+
+        The parser takes what follows such a head for that protocol, though it is the request's body.
+        """
+        self._parser = None
+        request = self.received.pop().request
+        if request is None or request.method == "CONNECT":
+            raise Refusal(_refused(Code.INVALID_ARGUMENT, "Malformed HTTP: CONNECT is for proxies"))
+        lines = [b"%b %b HTTP/1.1" % (request.method.encode("latin-1"), self._target)]
+        lines += [
+            b"%b: %b" % pair for pair in request.headers.items() if pair[0] not in (b"upgrade", b"connection")
+        ]
+        return b"\r\n".join([*lines, b"", b""])
 
     def drop(self) -> None:
         """Frees all that was read."""
@@ -94,6 +112,7 @@ class Reader:
         """The first byte of a request."""
         self.receiving = self._in_head = True
         self.began = None
+        self._begun += 1
         self._head_bytes = self._unseen = 0
         self._target = b""
         self._headers = {}
@@ -150,6 +169,15 @@ class Reader:
         self._head_bytes += size
         if self._head_bytes > self._limits.head_bytes:
             self._refuse(self._head_too_large())
+
+    def _count_unseen(self, in_head: bool, was_receiving: bool) -> None:
+        """Counts what the parser keeps of a header that has not ended; where the head began behind others, not yet."""
+        if in_head and not self._begun:
+            self._unseen += self._fed
+        elif self._begun == 1 and not was_receiving:
+            self._unseen = self._fed
+        if self._unseen > self._limits.head_bytes:
+            raise Refusal(self._head_too_large())
 
     def _refuse(self, answer: Answer) -> None:
         self._refusal = answer

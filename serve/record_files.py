@@ -92,10 +92,9 @@ def frames(file: BinaryIO) -> Iterator[bytes]:
     """The whole records of a file, with their lengths and checksums as they stand there; not a torn last one."""
     while len(header := file.read(_HEADER.size)) == _HEADER.size:
         rest_bytes = _HEADER.unpack(header)[0] + _FOOTER_BYTES
-        rest = file.read(rest_bytes)
-        if len(rest) < rest_bytes:
+        if rest_bytes > os.fstat(file.fileno()).st_size - file.tell():
             return
-        yield header + rest
+        yield header + file.read(rest_bytes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

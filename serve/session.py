@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import session as tf_session
 from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import dtypes, signatures
+from serve import dtypes, native, signatures
 from serve.status import Code, ServingError, code_of, not_found
 
 _SMALL_BYTES = 4 << 20
 _CALLERS_THREAD = -1
+# Clients choose which outputs they want, and each choice costs memory.
+_CALLABLES_AT_MOST = 128
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class SavedModel:
         self._session = session
         self.in_one_thread = in_one_thread
         self._callables: dict[tuple, Any] = {}
+        self._prepared: set[tuple] = set()
         self._lock = threading.Lock()
         self.signatures = signatures.read(signature_defs, check_method_names)
         self.signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signature_defs)
@@ -74,6 +78,7 @@ class SavedModel:
             if feeds and all(feeds) and all(fetches):
                 with contextlib.suppress(errors.OpError, ValueError):
                     self._callable(feeds, fetches)
+                    self._prepared.add((feeds, fetches))
 
     def close(self) -> None:
         """Ends the session; variables and graph are freed with it."""
@@ -83,22 +88,29 @@ class SavedModel:
         found = self._callables.get((feeds, fetches))
         if found is not None:
             return found
-        with (
-            self._lock
-        ):  # TensorFlow prepares the graph for it, which may take a second; who comes meanwhile waits
+        with self._lock:  # preparing the graph may take a second; who asks for the same meanwhile waits
             found = self._callables.get((feeds, fetches))
             if found is None:
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
                 if self.in_one_thread:
                     options.run_options.inter_op_thread_pool = _CALLERS_THREAD
-                found = self._callables[feeds, fetches] = self._session._make_callable_from_options(options)
+                found = self._session._make_callable_from_options(options)
+                self._make_room()
+                self._callables[feeds, fetches] = found
         return found
+
+    def _make_room(self) -> None:
+        """Forgets the oldest that a request's choice of outputs made; those of whole signatures stay."""
+        if len(self._callables) >= _CALLABLES_AT_MOST + len(self._prepared):
+            del self._callables[next(key for key in self._callables if key not in self._prepared)]
 
 
 def load(path: Path, options: SessionOptions) -> SavedModel:
     """Loads the meta graph with exactly the given tags. Raises ServingError saying why it cannot."""
     _check_files(path)
     options = _threads(path, options)
+    if native.supported() and (path / "saved_model.pb").is_file():
+        return _load_natively(path, options)
     graph = ops.Graph()
     session = tf_session.Session(graph=graph, config=_config(options))
     try:
@@ -110,6 +122,10 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
             raise _load_error(error, path, options) from error
         raise
     graph.finalize()
+    return _model(session, meta_graph, options)
+
+
+def _model(session: Any, meta_graph: Any, options: SessionOptions) -> SavedModel:
     in_one_thread = options.intra_op_threads == options.inter_op_threads == 1
     model = SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
     model.prepare()
@@ -130,6 +146,20 @@ def _threads(path: Path, options: SessionOptions) -> SessionOptions:
 def _size(path: Path) -> int:
     files = [*path.glob("saved_model.pb*"), *path.glob("variables/*")]
     return sum(file.stat().st_size for file in files)
+
+
+def _load_natively(path: Path, options: SessionOptions) -> SavedModel:
+    try:
+        meta_graph = native.meta_graph(path, options.tags)
+    except Exception as error:
+        raise _load_error(error, path, options) from error
+    if meta_graph is None:
+        raise _no_meta_graph(options)
+    if meta_graph.saver_def.filename_tensor_name and not (path / "variables" / "variables.index").is_file():
+        # The C++ loader takes this for a model without variables, and requests would find them uninitialized.
+        raise not_found(f"Failed to find any matching files for {path}/variables/variables")
+    session = native.load(path, options.tags, _config(options))
+    return _model(session, meta_graph, options)
 
 
 def _check_files(path: Path) -> None:
@@ -161,10 +191,14 @@ def _load_error(error: Exception, path: Path, options: SessionOptions) -> Servin
     if isinstance(error, errors.OpError):
         return _serving_error(error)
     if isinstance(error, RuntimeError) and "MetaGraphDef" in str(error):
-        return not_found(
-            f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}. "
-            "To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
-        )
-    if isinstance(error, OSError | ValueError):
+        return _no_meta_graph(options)
+    if isinstance(error, OSError | ValueError | DecodeError):
         return ServingError(Code.DATA_LOSS, f"SavedModel below {path} cannot be read: {error}")
     return ServingError(Code.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _no_meta_graph(options: SessionOptions) -> ServingError:
+    return not_found(
+        f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}. "
+        "To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+    )

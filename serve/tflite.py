@@ -68,6 +68,7 @@ class _Interpreter:
     def __init__(self, content: bytes):
         try:
             self._lite = lite.Interpreter(model_content=content, num_threads=1)
+            self._lite.allocate_tensors()  # fails where an operation is not there
             self.inputs = {each["name"]: each for each in self._lite.get_input_details()}
             self.outputs = {each["name"]: each for each in self._lite.get_output_details()}
         except (ValueError, RuntimeError, KeyError) as error:

@@ -164,16 +164,14 @@ def _write_tf2(tf, path):
     tf.saved_model.save(half, str(path), signatures={"serving_default": half.serve})
 
 
-def _tflite(tf) -> bytes:
-    """y = x / 2 + 2 as a TFLite model without signatures."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
-    def half(x):
-        return {"y": tf.identity(x / 2 + 2, name="y")}
-
-    return tf.lite.TFLiteConverter.from_concrete_functions(
-        [half.get_concrete_function()], tf.Module()
-    ).convert()
+def _tflite(tf, of, dtype, shape=(None,)) -> bytes:
+    """A function of one input as a TFLite model without signatures."""
+    function = tf.function(of, input_signature=[tf.TensorSpec(shape, dtype, name="x")])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], tf.Module()
+    )
+    converter.allow_custom_ops = True
+    return converter.convert()
 
 
 def with_signature_defs(content: bytes, signatures) -> bytes:
@@ -208,7 +206,8 @@ def _tensor_names(tf, content: bytes) -> tuple[str, str]:
 def _write_tflite(tf, base):
     from tensorflow.core.protobuf import meta_graph_pb2
 
-    plain = _tflite(tf)
+    plain = _tflite(tf, lambda x: {"y": tf.identity(x / 2 + 2)}, tf.float32, [None, 1])
+    parse = {"x": tf.io.FixedLenFeature([1], tf.float32)}
     x, y = _tensor_names(tf, plain)
     signature = meta_graph_pb2.SignatureDef(method_name="tensorflow/serving/predict")
     signature.inputs["x"].name, signature.inputs["x"].dtype = x, 1
@@ -220,6 +219,8 @@ def _write_tflite(tf, base):
         ("tflite_signed", with_signature_defs(plain, {"serving_default": signature, "again": signature})),
         ("tflite_lost", with_signature_defs(plain, {"serving_default": wrong})),
         ("tflite_junk", b"no model"),
+        ("tflite_strings", _tflite(tf, lambda x: {"y": tf.gather(x, [0, 0])}, tf.string)),
+        ("tflite_parse", _tflite(tf, lambda x: tf.io.parse_example(x, parse), tf.string)),
         ("tflite_and_saved", plain),
     ):
         folder = base / name / VERSION

@@ -15,7 +15,7 @@ from tests.support_inference import VERSION
 from tests.support_serve import call, request, running
 
 SERVED = ("half_plus_two", "half_plus_three", "counter", "on_gpu", "classes", "strings", "tf2")
-AS_TFLITE = ("tflite", "tflite_signed", "tflite_and_saved")
+AS_TFLITE = ("tflite", "tflite_signed", "tflite_and_saved", "tflite_strings")
 METHODS = [f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress")]
 PREDICT, CLASSIFY, REGRESS = METHODS
 
@@ -413,6 +413,13 @@ def test_tflite_model_is_preferred_to_the_saved_model_beside_it(ports, rest):
     assert (status, answer) == (200, {"predictions": [[3.0]]})
 
 
+def test_tflite_takes_strings_with_every_byte(stub):
+    for value in ([b"a\0", b"\xff", b""], [b"b"]):
+        answer = stub.Predict(request("tflite_strings", serving_default_x=np.array(value, object)))
+        (found,) = answer.outputs.values()
+        assert list(found.string_val) == [value[0]] * 2
+
+
 def test_tflite_answers_many_clients_of_different_shapes_at_once(stub):
     def ask(number):
         rows = number % 3 + 1
@@ -452,6 +459,7 @@ def loaded(models, name, *, tags=("serve",), tflite=False, check=False):
         ("tagged", {}, "NOT_FOUND", "Could not find meta graph def matching supplied tags: { serve }"),
         ("tflite", {}, "NOT_FOUND", "Specified file path does not appear to contain a SavedModel bundle"),
         ("tflite_junk", {"tflite": True}, "INVALID_ARGUMENT", "Cannot build FlatBufferModel from buffer."),
+        ("tflite_parse", {"tflite": True}, "INTERNAL", "unresolved custom op: ParseExampleV2"),
         ("tflite_lost", {"tflite": True}, "INTERNAL", "Signature input x references an unknown tensor"),
     ],
 )  # fmt: skip
@@ -465,6 +473,20 @@ def test_what_cannot_be_loaded_says_why(models, name, options, code, part):
 def test_tags_are_those_of_the_meta_graph_in_any_order(models):
     model = loaded(models, "tagged", tags=("gpu", "serve"))
     assert model.run({"x:0": np.float32([2])}, ["y:0"])[0].tolist() == [3]
+    model.close()
+
+
+def test_memory_for_choices_of_outputs_is_bounded(models, monkeypatch):
+    from serve import session
+
+    monkeypatch.setattr(session, "_CALLABLES_AT_MOST", 2)
+    model = loaded(models, "half_plus_two")
+    for fetches in (["y:0"], ["y2:0"], ["y:0", "y2:0"], ["y:0"]):
+        found = model.run({"x:0": np.float32([2])}, fetches)
+        assert [tensor.tolist() for tensor in found] == [
+            [{"y:0": 3.0, "y2:0": 4.0}[name]] for name in fetches
+        ]
+    assert len(model._callables) == 2
     model.close()
 
 

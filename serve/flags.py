@@ -38,6 +38,7 @@ _NOT_NEGATIVE = (
     "drain_seconds",
     "drain_notice_seconds",
     "adaptive_batch_rows",
+    "adaptive_batch_mb",
     "max_waiting_requests",
     "max_waiting_mb",
 )
@@ -93,7 +94,7 @@ class Flags:
 
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
-    grpc_max_threads: int = _flag(0, "gRPC", "threads, one for each call at work (0: 4 x CPUs, at least 64)")
+    grpc_max_threads: int = _flag(0, "gRPC", "threads, one for each call at work (0: 4 x CPUs)")
     ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig: TLS on the gRPC port and socket; REST is plain "
                                  "HTTP, as in TF Serving")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
@@ -116,6 +117,8 @@ class Flags:
     adaptive_batching: bool = _flag(True, "Batching", "join the requests that wait while a model is busy, where its "
                                     "signatures allow; nothing waits for others to come", own=True)
     adaptive_batch_rows: int = _flag(512, "Batching", "rows that are joined at most", own=True)
+    adaptive_batch_mb: int = _flag(16, "Batching", "MiB of inputs that are joined at most: what a run needs grows with "
+                                   "them", own=True)
     max_waiting_requests: int = _flag(1024, "Batching", "requests that may wait for a version, without "
                                       "--enable_batching; more are refused (429, RESOURCE_EXHAUSTED); 0: no limit",
                                       own=True)

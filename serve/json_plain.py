@@ -20,8 +20,14 @@ _LAST, _LAST_BUT_ONE = b"]}", b'],"":""}'
 _DIMENSIONS_AT_MOST = 16
 _REMEMBERED_AT_MOST = 8192
 
-_FLOATS = (dtypes.FLOAT, dtypes.DOUBLE)
 _SIGNED = (dtypes.INT32, dtypes.UINT8, dtypes.INT16, dtypes.INT8, dtypes.INT64, dtypes.UINT32)
+# simdjson's kind of numbers, and numpy's, for each type of tensorflow.DataType.
+_KINDS: dict[int, tuple[str, Any]] = {
+    dtypes.FLOAT: ("d", np.float64),
+    dtypes.DOUBLE: ("d", np.float64),
+    dtypes.UINT64: ("u", np.uint64),
+    **dict.fromkeys(_SIGNED, ("i", np.int64)),
+}
 
 
 class Plain:
@@ -37,11 +43,9 @@ class Plain:
 
     def array(self, dtype: int) -> np.ndarray | None:
         """The numbers as 64-bit ones of the kind that a type of tensorflow.DataType has; None where they are not."""
-        kind, wide = ("d", np.float64) if dtype in _FLOATS else ("i", np.int64)
-        if dtype == dtypes.UINT64:
-            kind, wide = "u", np.uint64
-        elif dtype not in _FLOATS and dtype not in _SIGNED:
+        if dtype not in _KINDS:
             return None
+        kind, wide = _KINDS[dtype]
         try:
             found = np.frombuffer(self._numbers.as_buffer(of_type=kind), wide)
             return found.reshape(self.shape)
@@ -57,7 +61,7 @@ def read(body: bytes) -> Plain | None:
     if shape is None:
         return None
     try:
-        document = simdjson.Parser().parse(body)
+        document: Any = simdjson.Parser().parse(body)
     except (ValueError, RuntimeError):
         return None
     names = list(document.keys())

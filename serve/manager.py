@@ -1,5 +1,6 @@
 """Brings what is loaded to what is wanted, one action a tick, as TF Serving's manager does."""
 
+import contextlib
 import functools
 import threading
 import time
@@ -100,13 +101,12 @@ class Manager:
     def settled(self, name: str) -> Version | None:
         """The highest wanted version of a model that is available or ended; None if there is none yet."""
         with self.changed:
-            if name in self._wishes:
-                return None
+            wish = self._wishes.get(name)
             done = (State.AVAILABLE, State.END)
             versions = [
                 version
                 for version in self._managed.get(name, {}).values()
-                if version.wanted and version.state in done
+                if version.wanted and version.state in done and (wish is None or version.number in wish)
             ]
             return max(versions, key=lambda version: version.number, default=None)
 
@@ -270,8 +270,9 @@ class Manager:
     def _unload(self, version: Version) -> None:
         handle, version.handle = version.handle, None
         try:
-            if handle:
-                handle.servable.model.close()
+            with self._budget.leaving(str(version)) if self._budget else contextlib.nullcontext():
+                if handle:
+                    handle.servable.model.close()
         except Exception as error:  # noqa: BLE001 (what cannot be closed is gone all the same)
             log.error("unload failed", model=version.name, version=version.number, error=error)
         log.info("unloaded", model=version.name, version=version.number)

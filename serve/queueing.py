@@ -20,6 +20,7 @@ def maker(flags: Flags, observer: Observer | None = None) -> Callable[[Model, Pa
     """What gives a version, loaded from a folder, its queue. Raises INVALID_ARGUMENT for parameters that cannot be."""
     options = Options(
         rows_at_most=flags.adaptive_batch_rows,
+        bytes_at_most=flags.adaptive_batch_mb * _MIB,
         limits=Limits(flags.max_waiting_requests, flags.max_waiting_mb * _MIB),
         observer=observer or Unobserved(),
     )

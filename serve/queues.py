@@ -46,6 +46,7 @@ class Options:
     """How runs are done where TF Serving's own batching was not asked for."""
 
     rows_at_most: int = 512
+    bytes_at_most: int = 16 << 20
     runners: int = 1
     threads_alone: int = field(default_factory=lambda: 4 * len(os.sched_getaffinity(0)))
     limits: Limits = Limits()
@@ -126,7 +127,9 @@ class Adaptive:
         self._joinable = batch.Joinable.of(model.signatures)
         self._kinds: dict[tuple, bool] = {}
         self._alone = Direct(model, name, options)
-        self._line = Line(name, self._run, options.runners, options.rows_at_most, options.limits)
+        self._line = Line(
+            name, self._run, options.runners, options.rows_at_most, options.limits, options.bytes_at_most
+        )
 
     def submit(self, feeds: Feeds, fetches: Sequence[str], deadline: float | None, done: Done) -> Ticket:
         """See `serve.model.Queue`."""

@@ -7,9 +7,11 @@ threads; those that come together wake the loop once.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from serve import log, rest, trace
 from serve.model import Outcome, Ticket
@@ -118,7 +120,9 @@ class Calls:
                 found = rest.read(under_way.request, self._models)
         else:
             found = rest.read(under_way.request, self._models)
-        return self._observer.called(seen, found) if isinstance(found, Call) else found
+        if not isinstance(found, Call):
+            return found
+        return rest.answered(under_way.request, lambda: self._observer.called(seen, found))
 
     def _read_aside(self, under_way: _UnderWay) -> None:
         under_way.request = replace(under_way.request, inflated_bytes_at_most=self._options.inflated_bytes)
@@ -187,12 +191,13 @@ class Calls:
         else:
             self._end(under_way, self._written(under_way, outcome))
 
-    def _finish_aside(self, under_way: _UnderWay, outcome: Outcome) -> None:
+    def _finish_aside(self, under_way: _UnderWay, outcome: Sequence[np.ndarray]) -> None:
         answer = self._written(under_way, outcome)
         self._later(lambda: self._end(under_way, answer))
 
-    def _written(self, under_way: _UnderWay, outcome: Outcome) -> Answer:
-        return rest.answered(under_way.request, lambda: under_way.call.work.finish(outcome))  # type: ignore[union-attr]
+    def _written(self, under_way: _UnderWay, outcome: Sequence[np.ndarray]) -> Answer:
+        call = under_way.call
+        return rest.answered(under_way.request, lambda: call.work.finish(outcome))  # type: ignore[union-attr]
 
     def _end(self, under_way: _UnderWay, answer: Answer) -> None:
         self._running.pop(under_way, None)

@@ -18,6 +18,7 @@ from serve import (
     framework,
     http_limits,
     json_parse,
+    lines,
     listeners,
     log,
     memory,
@@ -38,8 +39,6 @@ from serve.pages import Pages
 from serve.request_log import RequestLog, Rotation
 from serve.status import invalid
 
-# A thread waits while its call is in a queue; what runs as one batch must wait together.
-_CALLS_AT_ONCE = 64
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -162,6 +161,7 @@ def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
 
 async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began: float) -> None:
     stop = asyncio.Event()
+    lines.wake_once_a_turn(asyncio.get_running_loop().call_soon)
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if parts.models.stopping:
@@ -203,7 +203,7 @@ def _open_grpc(flags: Flags, parts: _Parts) -> Any:
     arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
         parts.models,
-        flags.grpc_max_threads or max(_CALLS_AT_ONCE, 4 * len(os.sched_getaffinity(0))),
+        flags.grpc_max_threads or 4 * len(os.sched_getaffinity(0)),
         observer=parts.observer,
         healths=parts.healths,
         is_profiled=flags.enable_profiler and profiler.is_for(flags.address),

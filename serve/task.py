@@ -38,11 +38,6 @@ class Task:
         self.late_error = (Code.DEADLINE_EXCEEDED, _WAITED_TOO_LONG)
         self._done = [done]
 
-    @property
-    def settled(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return not self._done
-
     def settle(self, outcome: Outcome) -> None:
         """Tells the caller, unless it was told or has given up. Never raises."""
         try:
@@ -66,11 +61,15 @@ class Task:
             return None
         return self._late()
 
+    def over(self, now: float) -> bool:
+        """Whether it needs no run: its caller has left, or its deadline has passed."""
+        return not self._done or (self.deadline is not None and now >= self.deadline)
+
     def passed(self, now: float) -> bool:
-        """Settles a task whose deadline has passed while it waited; whether it needs no run."""
+        """The same; a caller whose deadline has passed is told."""
         if self.deadline is not None and now >= self.deadline:
             self.settle(self._late())
-        return self.settled
+        return not self._done
 
     def _late(self) -> ServingError:
         if self.started:

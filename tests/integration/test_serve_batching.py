@@ -128,3 +128,25 @@ def test_many_requests_at_once_get_their_own_answers_of_runs_that_were_joined(mo
     assert max(sizes) > 1
     queue.close()
     model.close()
+
+
+@pytest.mark.parametrize(("intra", "inter", "in_one"), [(0, 0, True), (2, 0, False), (1, 1, True)])
+def test_small_model_keeps_to_one_thread_unless_threads_are_asked_for(models, intra, inter, in_one):
+    from serve import session
+
+    options = session.SessionOptions(intra_op_threads=intra, inter_op_threads=inter)
+    model = session.load(models / "half" / "2", options)
+    assert model.in_one_thread is in_one
+    assert model.run({"x:0": np.float32([[2]])}, ["y:0"])[0].tolist() == [[3]]
+    model.close()
+
+
+def test_large_model_uses_all_processors_for_a_run(models, tmp_path):
+    from serve import session
+
+    version = tmp_path / "2"
+    shutil.copytree(models / "half" / "2", version)
+    (version / "variables" / "more").write_bytes(bytes(5 << 20))
+    model = session.load(version, session.SessionOptions())
+    assert not model.in_one_thread
+    model.close()

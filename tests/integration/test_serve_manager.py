@@ -33,6 +33,7 @@ def served(*flags):
 
     ports = {"grpc": free_port(), "rest": free_port()}
     with running(*flags, **ports) as process, grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+        support_serve.wait_ready(process, ports["grpc"])
         yield SimpleNamespace(
             process=process,
             rest=ports["rest"],
@@ -114,8 +115,7 @@ def test_no_request_is_lost_while_versions_come_and_go(models, tmp_path):
         told = call("GET", "/v1/models/m/versions/3", port=server.rest).json["model_version_status"][0][
             "status"
         ]
-    assert {status for status, _ in clients.answers} == {200}
-    assert {value for _, value in clients.answers} == {2.0, 3.0, 4.0}
+    assert set(clients.answers) == {(200, 2.0), (200, 3.0), (200, 4.0)}
     assert told["error_code"] == "NOT_FOUND"
     assert told["error_message"].startswith(
         "Specified file path does not appear to contain a SavedModel bundle"
@@ -262,6 +262,7 @@ def test_labels_in_the_first_config_fail_the_start_unless_allowed(models, tmp_pa
         "which is not currently available for inference\n"
     )
     with served(f"--model_config_file={path}", "--allow_version_labels_for_unavailable_models") as server:
+        wait_for_states(server, "half", {1: "AVAILABLE", 2: "AVAILABLE", 3: "AVAILABLE"})
         got = call("GET", "/v1/models/half/labels/stable/metadata", port=server.rest)
         assert got.json["model_spec"]["version"] == "3"
 

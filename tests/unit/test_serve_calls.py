@@ -57,10 +57,12 @@ class Desk:
     def __init__(self, aside, **options):
         self.model, self.answers, self.woken = Model(), {}, 0
         loop = asyncio.get_running_loop()
-        watched = SimpleNamespace(
-            call_later=loop.call_later,
-            call_soon_threadsafe=lambda step: (self._count(), loop.call_soon_threadsafe(step)),
-        )
+
+        def wake(step):
+            self.woken += 1
+            loop.call_soon_threadsafe(step)
+
+        watched = SimpleNamespace(call_later=loop.call_later, call_soon_threadsafe=wake)
         self.calls = Calls(self.model, watched, aside, Options(**options), Observer())
 
     def ask(self, name, body=b'{"instances": [4]}', **headers):

@@ -67,6 +67,41 @@ def test_unreadable_value_prints_usage_and_exits_with_255(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Both server_options.model_base_path and server_options.model_config_file are empty!"),
+        (
+            ["--port=0"],
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.",
+        ),
+        (
+            ["--batching_parameters_file=/b"],
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true.",
+        ),
+        (
+            [f"--tensorflow_{kind}_parallelism=1" for kind in ("session", "intra_op", "inter_op")],
+            "tensorflow_session_parallelism replaces the intra_op and inter_op flags; set it or these",
+        ),
+    ],
+)
+def test_combinations_that_cannot_start_exit_with_255_and_tf_servings_words(capsys, arguments, message):
+    assert main(arguments) == 255
+    assert capsys.readouterr().out == f"Failed to start server. Error: INVALID_ARGUMENT: {message}\n"
+
+
+def test_config_file_that_cannot_be_read_is_told_on_both_outputs(capsys, tmp_path):
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list { nonsense }")
+    for path in (file, tmp_path / "absent"):
+        assert main([f"--model_config_file={path}"]) == 255
+        told = capsys.readouterr()
+        assert (
+            told.out == f"Failed to start server. Error: INVALID_ARGUMENT: Invalid protobuf file: '{path}'\n"
+        )
+        assert told.err.startswith("Error parsing text-format tensorflow.serving.ModelServerConfig: ")
+
+
 def test_help_shows_every_flag_in_groups_within_110_columns(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out

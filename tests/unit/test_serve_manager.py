@@ -116,6 +116,19 @@ def test_failed_version_is_tried_again_once_it_was_not_wanted_in_between():
     assert world.states() == {2: "AVAILABLE"}
 
 
+def test_settled_is_the_highest_version_that_is_available_or_ended_whatever_is_wished_anew():
+    world = World()
+    world.errors["2"] = OSError("broken")
+    world.want(1, 2)
+    assert world.manager.settled("m") is None
+    world.tick(2)
+    for _ in range(2):
+        assert world.manager.settled("m").number == 2
+        world.want(1, 2)  # the next look at the file system, before the tick
+    world.want(3)
+    assert world.manager.settled("m") is None
+
+
 def test_ended_versions_stay_listed_newest_first():
     world = World()
     for number in (1, 2, 3):
@@ -319,22 +332,21 @@ def test_model_that_cannot_be_closed_is_gone_all_the_same():
 def version_of(tmp_path, number, size):
     path = tmp_path / str(number)
     (path / "variables").mkdir(parents=True)
-    (path / "saved_model.pb").write_bytes(b"g" * (size // 2))
-    (path / "variables" / "variables.data-00000-of-00001").write_bytes(b"v" * (size - size // 2))
+    (path / "variables" / "variables.data-00000-of-00001").write_bytes(b"v" * size)
     return path
 
 
 def test_version_that_does_not_fit_is_refused_at_once_and_the_old_one_serves(tmp_path):
     budget = Budget(10_000, resident=lambda: 5_000, trim=lambda: None)
     world = World(budget=budget)
-    world.manager.want("m", {1: version_of(tmp_path, 1, 4_000)})
+    world.manager.want("m", {1: version_of(tmp_path, 1, 3_000)})
     world.tick()
     assert world.states() == {1: "AVAILABLE"}
-    world.manager.want("m", {2: version_of(tmp_path, 2, 4_001)})
+    world.manager.want("m", {2: version_of(tmp_path, 2, 4_000)})
     world.tick(5)
     assert (world.loaded, world.states(), world.answering()) == (["1"], {1: "AVAILABLE", 2: "END"}, 1)
     assert str(world.manager.versions("m", 2)[0].error) == (
-        "RESOURCE_EXHAUSTED: Insufficient resources to load servable {name: m version: 2}: it is taken to need 5001 "
+        "RESOURCE_EXHAUSTED: Insufficient resources to load servable {name: m version: 2}: it is taken to need 6000 "
         "bytes, and 5000 of the 10000 of --memory_budget_bytes are in use"
     )
 

@@ -1,5 +1,6 @@
 """How runs wait and which of them run as one, without `--enable_batching`; on models that wait to be let go."""
 
+import gc
 import threading
 import time
 import weakref
@@ -9,7 +10,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from serve import dtypes
+from serve import dtypes, framework, lines
 from serve.batch import Joinable
 from serve.lines import Limits
 from serve.model import Signature, TensorSpec
@@ -296,6 +297,30 @@ def test_more_bytes_than_may_wait_are_refused_but_one_request_of_any_size_may():
     assert large.rows() == [[[2], [4], [6]]]
 
 
+def test_run_has_no_more_bytes_than_allowed():
+    model = Model()
+    queue = adaptive(model, bytes_at_most=8)
+    with model.hold(queue):
+        waiting = [ask(queue, [[n]]) for n in range(1, 6)]
+    assert [each.rows() for each in waiting] == [[[[2 * n]]] for n in range(1, 6)]
+    assert [len(run) for run in model.runs] == [1, 2, 2, 1]
+
+
+def test_what_nobody_waits_for_makes_room_for_others():
+    model = Model()
+    queue = adaptive(model, limits=Limits(requests=3))
+    with model.hold(queue):
+        left, late = ask(queue, [[1]]), ask(queue, [[2]], deadline=time.monotonic())
+        kept = ask(queue, [[3]])
+        left.ticket.give_up()
+        more = [ask(queue, [[n]]) for n in (4, 5)]
+        assert str(late.outcome()) == WAITED
+        with pytest.raises(ServingError, match="3 requests waiting"):
+            ask(queue, [[6]])
+    assert [each.rows() for each in (kept, *more)] == [[[[6]]], [[[8]]], [[[10]]]]
+    assert model.runs == [[[0]], [[3], [4], [5]]]
+
+
 def test_limits_of_zero_are_none():
     model = Model()
     queue = adaptive(model, limits=Limits(0, 0))
@@ -403,6 +428,15 @@ def test_observer_is_told_each_batch_and_who_waited():
     ]
 
 
+def test_what_is_imported_is_left_out_of_garbage_collection():
+    before = gc.get_freeze_count()
+    framework.settle()
+    try:
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
+
+
 def test_request_without_rows_runs_alone():
     model = Model()
     queue = adaptive(model, threads_alone=1)
@@ -421,3 +455,35 @@ def test_model_without_a_queue_runs_in_its_callers_thread():
     own = Queued(model, Direct(model, "m", Options(threads_alone=1)))
     assert queue_of(own) is own.queue
     own.close()
+
+
+def test_what_an_event_loop_submits_in_a_turn_runs_together_at_its_end():
+    model = Model()
+    queue = adaptive(model)
+    ask(queue, [[0]]).rows()
+    until(lambda: queue._line._idle == 1)
+    waiting, runs_before, turns = [], [], []
+
+    def loop():
+        lines.wake_once_a_turn(turns.append)
+        for _ in range(2):
+            waiting.extend(ask(queue, [[n]]) for n in (1, 2, 3))
+            runs_before.append(len(model.runs))
+            turns.pop()()
+            for each in waiting[-3:]:
+                each.outcomes.put(each.outcome())
+            until(lambda: queue._line._idle == 1)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert [each.rows() for each in waiting] == [[[[2]]], [[[4]]], [[[6]]]] * 2
+    assert model.runs == [[[0]], [[1], [2], [3]], [[1], [2], [3]]]
+    assert runs_before == [1, 2]
+
+
+def until(true):
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -185,7 +185,7 @@ def test_batches_are_counted_under_tf_servings_names():
     shown = metrics.page().decode().splitlines()
     prefix = ":tensorflow:serving:batching_session:"
     assert f"{prefix}wrapped_run_count{{}} 1" in shown
-    assert f'{prefix}queuing_latency_sum{{thread_pool_name="pool"}} 1000.0' in shown
+    assert f'{prefix}queuing_latency_sum{{thread_pool_name="batch_threads"}} 1000.0' in shown
     assert f"{prefix}input_batch_size_sum{{}} 3" in shown
     assert f"{prefix}processed_batch_size_sum{{}} 4" in shown
     assert f'{prefix}padding_size_sum{{execution_batch_size="4"}} 1' in shown

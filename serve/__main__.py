@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         print("".join(f"unknown argument: {argument}\n" for argument in line.unknown) + usage(), flush=True)
     log.write_as(line.flags.log_format)
     for name in line.idle:
-        log.warning("flag without effect yet", flag=f"--{name}")
+        log.warning("flag without effect here", flag=f"--{name}")
     return _serve(line.flags, began)
 
 

@@ -14,12 +14,17 @@ from serve import log
 USAGE = """usage: python -m serve --model_name=NAME --model_base_path=DIR [--name=value ...]
 
 Serves TensorFlow SavedModels over gRPC and REST as TF Serving does. DIR holds a folder per version
-(DIR/1/saved_model.pb). Ports open when every model has a version that is available.
-SIGTERM refuses new requests, finishes those that run, and ends at most --drain_seconds (and one) later.
-Nothing is encrypted or asked for a password unless you say so: mind what --address opens.
+(DIR/1/saved_model.pb); a new one is loaded when it appears, and takes over when it is ready. The ports
+open when every model has a version that is available.
 
   python -m serve --model_name=digits --model_base_path=/models/digits --port=8500 --rest_api_port=8501
   curl -d '{"instances": [1.0, 2.0]}' localhost:8501/v1/models/digits:predict
+
+REST is off unless --rest_api_port is given. Both ports are this machine's own unless --address opens them;
+there is no password, and no TLS but gRPC's (--ssl_config_file). SIGTERM refuses new requests, finishes those
+that run, and ends at most --drain_seconds (and one) later.
+
+Flags with a * are this server's own; the others, and their defaults, are TF Serving's.
 """
 
 
@@ -47,9 +52,9 @@ def _flag(default: Any, group: str, text: str, *, acts: bool = True, own: bool =
     return dataclasses.field(default=default, metadata=facts)
 
 
-def _idle(default: Any, group: str, text: str) -> Any:
-    """A flag of TF Serving that is accepted here and without effect yet."""
-    return _flag(default, group, text, acts=False)
+def _idle(default: Any, text: str) -> Any:
+    """A flag of TF Serving that is accepted and cannot apply here; the text says why."""
+    return _flag(default, "Accepted, and without effect here", text, acts=False)
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class Flags:
                                  "HTTP, as in TF Serving")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
                                                   "PredictionService and the whole server")
+    enable_profiler: bool = _flag(True, "gRPC", "tensorflow.ProfilerService, for TensorBoard's \"capture profile\"; "
+                                  "it writes files where clients say, so only where --address is this machine's own")
     grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
 
@@ -133,19 +140,19 @@ class Flags:
     enable_model_listing: bool = _flag(False, "REST", "GET /v1/models lists all models with their versions; without "
                                        "this flag it is an error, as in TF Serving", own=True)
 
-    monitoring_config_file: str = _flag("", "Watching", "text-format MonitoringConfig; with prometheus_config "
+    monitoring_config_file: str = _flag("", "Metrics and logs", "text-format MonitoringConfig; with prometheus_config "
                                         "{ enable: true } metrics are shown on the REST port, at "
                                         "/monitoring/prometheus/metrics or its `path`")
-    log_format: str = _flag("text", "Watching", "text or json: a JSON object per line on stderr (TensorFlow's own "
-                            "lines stay as they are)", own=True)
-    log_requests: bool = _flag(False, "Watching", "a log line per request: model, code, time, trace; never contents",
-                               own=True)
-    request_log_prefix: str = _flag("", "Watching", "write a sample of the model's requests and answers to "
+    log_format: str = _flag("text", "Metrics and logs", "text or json: a JSON object per line on stderr "
+                            "(TensorFlow's own lines stay as they are)", own=True)
+    log_requests: bool = _flag(False, "Metrics and logs", "a log line per request: model, code, time, trace; "
+                               "never contents", own=True)
+    request_log_prefix: str = _flag("", "Metrics and logs", "write a sample of the model's requests and answers to "
                                     "PREFIX.MODEL.*.tfrecord, as PredictionLog (with --model_config_file: its "
                                     "logging_config, type \"tfrecord\")", own=True)
-    request_log_sampling_rate: float = _flag(0.01, "Watching", "the part that is written: 0 to 1", own=True)
-    request_log_max_mib: int = _flag(64, "Watching", "size at which the next file is begun", own=True)
-    request_log_max_age_seconds: int = _flag(3600, "Watching", "age at which the next file is begun", own=True)
+    request_log_sampling_rate: float = _flag(0.01, "Metrics and logs", "the part that is written: 0 to 1", own=True)
+    request_log_max_mib: int = _flag(64, "Metrics and logs", "size at which the next file is begun", own=True)
+    request_log_max_age_seconds: int = _flag(3600, "Metrics and logs", "age at which the next file is begun", own=True)
 
     address: str = _flag("127.0.0.1", "Process", "address that both ports are opened on", own=True)
     drain_seconds: float = _flag(5.0, "Process", "time that running requests have to finish on SIGTERM", own=True)
@@ -158,7 +165,15 @@ class Flags:
     version: bool = _flag(False, "Process", "print versions and end")
     help: bool = _flag(False, "Process", "print this text and end")
 
-    enable_profiler: bool = _idle(True, "Without effect yet", "tensorflow.ProfilerService")
+    per_process_gpu_memory_fraction: float = _idle(0.0, "memory of GPUs is TensorFlow's to take")
+    thread_pool_factory_config_file: str = _idle("", "thread pools are TensorFlow's own")
+    remove_unused_fields_from_bundle_metagraph: bool = _idle(True, "nothing of the kind is kept")
+    enforce_session_run_timeout: bool = _idle(True, "a run cannot be interrupted; who waits for it is answered in time")
+    xla_cpu_compilation_enabled: bool = _idle(False, "models are compiled as they were exported")
+    xla_gpu_compilation_enabled: bool = _idle(False, "models are compiled as they were exported")
+    mixed_precision: str = _idle("", "models run as they were exported")
+    skip_initialize_tpu: bool = _idle(False, "there is no TPU")
+
     # fmt: on
 
 
@@ -252,8 +267,7 @@ def usage() -> str:
 
 def _line(field: dataclasses.Field) -> str:
     default = str(field.default).lower() if field.type is bool else field.default
-    shown = f"  --{field.name}={default}"
-    own = " (not in TF Serving)" if field.metadata["own"] else ""
-    text = textwrap.wrap(field.metadata["help"] + own, 66)
+    shown = f"{'*' if field.metadata['own'] else ' '} --{field.name}={default}"
+    text = textwrap.wrap(field.metadata["help"], 66)
     gap = "\n" + " " * 42
     return (f"{shown:<42}" if len(shown) < 42 else shown + gap) + gap.join(text) + "\n"

@@ -1,7 +1,6 @@
 """What a gRPC method raises, as the status that its client gets."""
 
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -53,7 +52,7 @@ def _outcome(method: Callable, service: Any, request: Any, seen: Seen) -> tuple[
         return None, ServingError(Code.RESOURCE_EXHAUSTED, "not enough memory for this request")
     except Exception as error:  # noqa: BLE001 (a bug is logged, and its client told)
         with log.about(seen.trace):
-            log.error("bug", where=method.__name__, trace=traceback.format_exc())
+            log.bug(method.__name__, error)
         return None, ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 

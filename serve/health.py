@@ -1,6 +1,6 @@
 """The standard gRPC health service (grpc.health.v1), and what it says of this server.
 
-Its two messages hold one field each, so they are made from descriptors. Source: grpc/health/v1/health.proto.
+Source: grpc/health/v1/health.proto.
 """
 
 import enum
@@ -9,7 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from serve import protos
+
+_MESSAGES = protos.make(
+    "grpc.health.v1",
+    # The status is an enum there, which on the wire is an int32.
+    {"HealthCheckRequest": "string service 1", "HealthCheckResponse": "int32 status 1"},
+)
+Request, Response = _MESSAGES["HealthCheckRequest"], _MESSAGES["HealthCheckResponse"]
 
 # The whole server, and the services under the names that TF Serving gives them.
 NAMES = ("", "ModelService", "PredictionService")
@@ -96,25 +104,3 @@ def handler(healths: Healths) -> grpc.GenericRpcHandler:
         "Watch": grpc.unary_stream_rpc_method_handler(watch, **codec),
     }
     return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
-
-
-def _messages() -> tuple[Any, Any]:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="serve/health.proto", package="grpc.health.v1", syntax="proto3"
-    )
-    # The status is an enum there, which on the wire is an int32.
-    for name, field, kind in (
-        ("HealthCheckRequest", "service", kinds.TYPE_STRING),
-        ("HealthCheckResponse", "status", kinds.TYPE_INT32),
-    ):
-        message = file.message_type.add(name=name)
-        message.field.add(name=field, number=1, type=kind, label=kinds.LABEL_OPTIONAL)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    found = (pool.FindMessageTypeByName(f"grpc.health.v1.{message.name}") for message in file.message_type)
-    request, response = map(message_factory.GetMessageClass, found)
-    return request, response
-
-
-Request, Response = _messages()

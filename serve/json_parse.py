@@ -159,8 +159,7 @@ class _Reader:
         keys: list[str] = []
         while True:
             self._open_lists(open_)
-            if len(open_) > _depth_at_most:
-                self._fail(f"Nested deeper than {_depth_at_most} (--json_depth_at_most)")
+            self._check_depth(len(open_))
             value, opened = self._value_or_opening()
             if opened:
                 open_.append(value)
@@ -177,7 +176,12 @@ class _Reader:
         """Opens the lists whose first element is a list: the quick way into a deep nest."""
         start = self.at
         self.at = _end(_OPENINGS, self.text, start)
+        self._check_depth(len(open_) + self.at - start)
         open_ += [[] for _ in range(self.at - start)]
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > _depth_at_most:
+            self._fail(f"Nested deeper than {_depth_at_most} (--json_depth_at_most)")
 
     def _close_lists(self, open_: list, value: object) -> object:
         """Closes the lists whose last element just ended: the quick way out of it."""

@@ -8,6 +8,7 @@ import contextvars
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 
 from serve.trace import Trace
@@ -38,6 +39,12 @@ def warning(event: str, **facts: object) -> None:
 def error(event: str, **facts: object) -> None:
     """Logs that something failed."""
     _write("E", event, facts)
+
+
+def bug(where: str, failed: BaseException) -> None:
+    """Logs what no code foresaw: where it was raised, and its kind. Its message may hold what a client sent."""
+    trace = "".join(["Traceback (most recent call last):\n", *traceback.format_tb(failed.__traceback__)])
+    error("bug", where=where, kind=type(failed).__name__, trace=trace)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ deadline passes is told so while the run goes on.
 
 import os
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -68,7 +67,7 @@ def outcome_of(model: Model, feeds: Feeds, fetches: Sequence[str]) -> Outcome:
     except MemoryError:
         return ServingError(Code.RESOURCE_EXHAUSTED, "not enough memory for this request")
     except Exception as error:  # noqa: BLE001 (a bug is logged, and the client told; the thread goes on)
-        log.error("bug", where="run", trace=traceback.format_exc())
+        log.bug("run", error)
         return ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 

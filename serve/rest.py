@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import traceback
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -123,7 +122,7 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
     except MemoryError:
         return failure(ServingError(Code.RESOURCE_EXHAUSTED, "not enough memory for this request"))
     except Exception as error:  # noqa: BLE001 (a bug is logged, and its client told)
-        log.error("bug", where=f"{request.method} {request.target[:200]}", trace=traceback.format_exc())
+        log.bug(f"{request.method} {request.target.partition('?')[0][:200]}", error)
         return failure(ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
 
 

@@ -198,7 +198,7 @@ async def _give_notice(healths: Healths | None, seconds: float) -> None:
 
 
 def _open_grpc(flags: Flags, parts: _Parts) -> Any:
-    from serve import grpc_server
+    from serve import grpc_server, profiler
 
     arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
@@ -206,6 +206,7 @@ def _open_grpc(flags: Flags, parts: _Parts) -> Any:
         flags.grpc_max_threads or max(_CALLS_AT_ONCE, 4 * len(os.sched_getaffinity(0))),
         observer=parts.observer,
         healths=parts.healths,
+        is_profiled=flags.enable_profiler and profiler.is_for(flags.address),
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
         message_bytes_at_most=flags.grpc_message_bytes_at_most,

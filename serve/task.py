@@ -2,7 +2,6 @@
 
 import operator
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -52,8 +51,8 @@ class Task:
             return
         try:
             done(outcome)
-        except Exception:  # noqa: BLE001 (what a caller does with its answer must not end the thread that runs models)
-            log.error("bug", where="done", trace=traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 (what a caller does with its answer must not end the thread that runs models)
+            log.bug("done", error)
 
     def fail(self, error: ServingError) -> None:
         """Settles it with an error of its own: callers raise it, which leaves marks in it."""

@@ -1,21 +1,17 @@
 """Files in protobuf's text format, and the messages for them that TF Serving's Python package lacks.
 
-The messages are made from descriptors at run time, in a pool of their own: a later release of the package may bring
-them itself. Names and types are those of TF Serving's session_bundle_config.proto, monitoring_config.proto and
-ssl_config.proto.
+Names and types are those of TF Serving's session_bundle_config.proto, monitoring_config.proto and ssl_config.proto.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import text_format
 
+from serve import protos
 from serve.status import invalid
 
-_PACKAGE = "tensorflow.serving"
-_KINDS = descriptor_pb2.FieldDescriptorProto
 _MESSAGES = {
     # Text names its fields, so the numbers of the last two, which TF Serving added later, are of no account here.
     "BatchingParameters": """
@@ -57,48 +53,8 @@ def read(path: str | Path, kind: type) -> Any:
     return message
 
 
-def _file() -> descriptor_pb2.FileDescriptorProto:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="serve/text_protos.proto",
-        package=_PACKAGE,
-        syntax="proto3",
-        dependency=[wrappers_pb2.DESCRIPTOR.name],
-    )
-    for name, text in _MESSAGES.items():
-        file.message_type.add(name=name, field=_fields(text))
-    return file
-
-
-def _fields(text: str) -> Iterator[descriptor_pb2.FieldDescriptorProto]:
-    for line in text.split("\n"):
-        if not line.strip():
-            continue
-        kind, name, number = line.split()
-        field = _KINDS(name=name, number=int(number), label=_KINDS.LABEL_OPTIONAL)
-        if kind.startswith("repeated_"):
-            field.label = _KINDS.LABEL_REPEATED
-        if "." in kind:
-            field.type, field.type_name = _KINDS.TYPE_MESSAGE, f".{kind}"
-        else:
-            field.type = _KINDS.Type.Value(f"TYPE_{kind.removeprefix('repeated_').upper()}")
-        yield field
-
-
-def _pool() -> descriptor_pool.DescriptorPool:
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(_file().SerializeToString())
-    return pool
-
-
-_POOL = _pool()
-
-
-def _kind(name: str) -> Any:
-    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
-
-
-BatchingParameters = _kind("BatchingParameters")
-MonitoringConfig = _kind("MonitoringConfig")
-PrometheusConfig = _kind("PrometheusConfig")
-SSLConfig = _kind("SSLConfig")
+_KINDS = protos.make("tensorflow.serving", _MESSAGES)
+BatchingParameters = _KINDS["BatchingParameters"]
+MonitoringConfig = _KINDS["MonitoringConfig"]
+PrometheusConfig = _KINDS["PrometheusConfig"]
+SSLConfig = _KINDS["SSLConfig"]

@@ -5,13 +5,14 @@ import json
 import shutil
 import signal
 import socket
+import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from serve import trace
+from serve import profiler, trace
 from serve.health import Health, Request, Response
 from serve.record_files import DONE, OPEN, frames, main
 from tests import support_serve
@@ -98,7 +99,11 @@ def server(folder):
     flags += ["--log_format=json", "--log_requests", "--enable_model_listing"]
     flags += ["--enable_grpc_healthcheck_service", "--request_log_max_age_seconds=1"]
     with running(*flags, **ports) as process:
-        yield SimpleNamespace(process=process, stubs=stubs(ports["grpc"]), **ports)
+        lines = []
+        threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
+        found = stubs(ports["grpc"])
+        found.check(Request(), wait_for_ready=True, timeout=30)
+        yield SimpleNamespace(lines=lines, stubs=found, **ports)
 
 
 def metrics(server) -> dict[str, float]:
@@ -224,11 +229,14 @@ def test_models_are_listed(server):
 
 
 def line_of(server, trace_id: str) -> dict:
-    for text in server.process.stderr:
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if line.get("trace_id") == trace_id:
-                return line
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for text in server.lines:
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if line.get("trace_id") == trace_id:
+                    return line
+        time.sleep(0.01)
     raise AssertionError(f"no line about {trace_id}")
 
 
@@ -277,6 +285,34 @@ def test_many_who_watch_the_health_take_no_threads_from_requests(server):
     finally:
         for each in watches:
             each.cancel()
+
+
+# --- the profiler ---------------------------------------------------------------------------------------
+
+
+def test_profile_of_the_server_is_captured_and_written_where_tensorboard_looks(server, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    profile = server.stubs.channel.unary_unary(
+        "/tensorflow.ProfilerService/Profile",
+        profiler.ProfileRequest.SerializeToString,
+        profiler.ProfileResponse.FromString,
+    )
+    asked = profiler.ProfileRequest(
+        duration_ms=1500, repository_root=str(tmp_path), session_id="run", host_name="localhost:1"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(profile, asked, timeout=60)
+        busy = []
+        while not told.done():
+            predict("half", {"instances": [1.0]}, server.rest)
+            busy.append(1)
+            if len(busy) == 5:
+                assert failing(profile, profiler.ProfileRequest(duration_ms=1)) == "ALREADY_EXISTS"
+    assert not told.result().empty_trace
+    assert (tmp_path / "run" / "localhost_1.xplane.pb").stat().st_size > 1000
+    astray = profiler.ProfileRequest(repository_root=str(tmp_path), session_id="../elsewhere")
+    assert failing(profile, astray) == "INVALID_ARGUMENT"
 
 
 # --- request logs ---------------------------------------------------------------------------------------
@@ -493,15 +529,15 @@ def test_grpc_speaks_tls_alone_to_clients_whose_certificates_are_signed(folder, 
     )
     one = request("half", x=np.float32([1]))
 
-    def ask(pair=(None, None)):
+    def ask(pair=(None, None), **waiting):
         parts = [part.encode() if part else None for part in pair]
         credentials = grpc.ssl_channel_credentials(authority.pem.encode(), *parts)
         client = stubs(ports["grpc"], credentials)
         with client.channel:
-            return client.prediction.Predict(one, timeout=5)
+            return client.prediction.Predict(one, timeout=5, **waiting)
 
     with running(*support_serve.one("half", folder), flag, **ports):
-        assert ask(authority.pair("client")).outputs["y"].float_val == [1.5]
+        assert ask(authority.pair("client"), wait_for_ready=True).outputs["y"].float_val == [1.5]
         for refused in ((None, None), stranger.pair("client")):
             assert failing(ask, refused) in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
         plain = stubs(ports["grpc"])
@@ -548,7 +584,7 @@ def test_server_that_will_end_says_so_first_and_serves_on_for_the_time_of_notice
     flags = ["--enable_grpc_healthcheck_service", "--drain_notice_seconds=1.5"]
     with running(*support_serve.one("half", folder), *flags, **ports) as process:
         client = stubs(ports["grpc"])
-        watch = iter(client.watch(Request(service="PredictionService")))
+        watch = iter(client.watch(Request(service="PredictionService"), wait_for_ready=True, timeout=30))
         assert next(watch).status == Health.SERVING
         process.terminate()
         assert next(watch).status == Health.NOT_SERVING

@@ -182,11 +182,13 @@ def test_misread_command_lines_are_refused_in_tf_servings_words(tmp_path):
         "Failed to start server. Error: INVALID_ARGUMENT: "
         "Both server_options.model_base_path and server_options.model_config_file are empty!\n"
     )
-    assert "UNIMPLEMENTED: --ssl_config_file" in refusal("--ssl_config_file=ssl.config")
-    process = start(f"--model_config_file={tmp_path / 'bad.config'}", "--enable_batching", "--nope=1")
+    assert "Invalid protobuf file: 'ssl.config'" in refusal(
+        "--ssl_config_file=ssl.config", "--model_base_path=/m"
+    )
+    process = start(f"--model_config_file={tmp_path / 'bad.config'}", "--skip_initialize_tpu", "--nope=1")
     out, err = process.communicate(timeout=30)
     assert process.returncode == 255
     assert out.startswith("unknown argument: --nope=1\nusage: ")
     assert out.endswith(f"Error: INVALID_ARGUMENT: Invalid protobuf file: '{tmp_path / 'bad.config'}'\n")
     assert "Error parsing text-format tensorflow.serving.ModelServerConfig: " in err
-    assert "flag without effect yet flag=--enable_batching" in err
+    assert "flag without effect here flag=--skip_initialize_tpu" in err

@@ -45,9 +45,9 @@ def test_unknown_arguments_are_passed_over_and_named():
     assert line.flags.port == 2
 
 
-def test_flags_without_effect_yet_are_accepted_and_named():
-    line = parse(["--enable_profiler=false", "--port=2"])
-    assert line.idle == ("enable_profiler",)
+def test_flags_that_cannot_apply_are_accepted_and_named():
+    line = parse(["--skip_initialize_tpu", "--mixed_precision=fp16", "--port=2"])
+    assert line.idle == ("skip_initialize_tpu", "mixed_precision")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from serve import log, trace
 from serve.metrics import Metrics
 from serve.observe import GRPC, REST, BatchObserver, Observer
 from serve.pages import Pages
-from serve.rest import Answer, Request, counted_as
+from serve.rest import Answer, Request, answered, counted_as
 from serve.status import Code, invalid
 from serve.work import Work
 
+SECRET = "what a client sent"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -105,6 +106,20 @@ def test_text_line_is_one_line_whatever_a_client_named_its_model(capsys):
     assert "\x1b" not in said
 
 
+def test_line_about_a_bug_says_where_it_was_and_not_what_the_request_held(json_lines):
+    def fails():
+        raise ValueError(SECRET)
+
+    with log.about(trace.read(PARENT)):
+        answer = answered(get(f"/v1/models/m:predict?{SECRET}", "POST"), fails)
+    assert answer.code is Code.INTERNAL
+    (line,) = json_lines()
+    assert (line["event"], line["where"], line["kind"]) == ("bug", "POST /v1/models/m:predict", "ValueError")
+    assert "in fails" in line["trace"]
+    assert line["trace_id"] == PARENT[3:35]
+    assert SECRET not in json.dumps(line)
+
+
 # --- counting -------------------------------------------------------------------------------------------
 
 
@@ -166,8 +181,7 @@ def test_warm_up_is_timed_with_what_came_of_it(tmp_path):
 
 def test_batches_are_counted_under_tf_servings_names():
     metrics = Metrics()
-    batches = BatchObserver(metrics)
-    batches.batch("batch_threads", waited_us=[1000.0], rows=[3], padding=1)
+    BatchObserver(metrics).batch("pool", [400.0, 600.0], [1, 2], 1)
     shown = metrics.page().decode().splitlines()
     prefix = ":tensorflow:serving:batching_session:"
     assert f"{prefix}wrapped_run_count{{}} 1" in shown

@@ -181,7 +181,7 @@ def test_warm_up_is_timed_with_what_came_of_it(tmp_path):
 
 def test_batches_are_counted_under_tf_servings_names():
     metrics = Metrics()
-    BatchObserver(metrics).batch("pool", [400.0, 600.0], [1, 2], 1)
+    BatchObserver(metrics).batch("batch_threads", waited_us=[400.0, 600.0], rows=[1, 2], padding=1)
     shown = metrics.page().decode().splitlines()
     prefix = ":tensorflow:serving:batching_session:"
     assert f"{prefix}wrapped_run_count{{}} 1" in shown

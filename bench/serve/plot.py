@@ -1,0 +1,5 @@
+from bench.serve.results import Results
+
+
+def write(r, folder):
+    return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ PEERS: Mapping[str, str] = {
 }
 _MODULES = {"ray": "ray_serve"}
 _MODELS_ROOM = Path("build/bench/serve-models")
+_OURS = ("batched", "unbatched")
 _QUICK = {"models": ["digits"], "seconds": 1}
 
 
@@ -42,6 +44,8 @@ def peer(name: str) -> Peer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, or reads what was measured before; prints tables, saves JSON and pictures."""
     options = _options(argv)
+    # What was started is ended, as Ctrl-C does it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         found = results.read(options.read) if options.read else _measured(options)
     except TidegateError as error:
@@ -63,7 +67,7 @@ def _measured(options: argparse.Namespace) -> results.Results:
         options.clients,
         options.seconds,
         options.warm_up,
-        {"batched": tuple(options.batched.split()), "unbatched": tuple(options.unbatched.split())},
+        {how: tuple(getattr(options, how).split()) for how in options.ours},
     )
     now = datetime.datetime.now(datetime.UTC)
     found = results.Results(report.machine(), f"{now:%Y-%m-%d %H:%M} UTC", options.seconds)

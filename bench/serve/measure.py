@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Series:
-    """A server as it is asked in one protocol: a check that its answer is right, and a load; both raise ProgramFailed."""
+    """A server as it is asked in one protocol: a check of its answer, and a load; both raise ProgramFailed."""
 
     server: Server
     check: Callable[[int], None]
@@ -195,6 +195,7 @@ def _run(model: Model, plan: Plan, results: Results, run: Run, place: Place) -> 
         "PYTHONPATH": str(APPS) if run.python != Path(sys.executable) else str(Path.cwd()),
         "PATH": f"{run.python.parent}{os.pathsep}{os.environ['PATH']}",
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "HOME": str(place.room),
     }
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{model.name}-{run.names[0].replace(' ', '-').replace(',', '')}.log"

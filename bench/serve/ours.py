@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,7 @@ def call(port: int, message: bytes) -> bytes:
 
 def outputs(answer: bytes) -> dict[str, np.ndarray]:
     """The outputs in a PredictResponse."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
 

@@ -14,7 +14,7 @@ _NOTHING = "–"
 def document(results: Results) -> str:
     """All tables, with a heading for each model."""
     parts = [
-        f"{results.machine}; {results.when}; {results.seconds:g} s for each figure, {results.took_s / 60:.0f} min in all.",
+        _when(results),
         against_peers(results),
         against_limit(results),
         memory_and_start(results),
@@ -29,6 +29,11 @@ def document(results: Results) -> str:
     parts.append(configurations(results))
     parts.append(failures(results))
     return "\n".join(part for part in parts if part)
+
+
+def _when(results: Results) -> str:
+    minutes = results.took_s / 60
+    return f"{results.machine}; {results.when}; {results.seconds:g} s for each figure, {minutes:.0f} min in all.\n"
 
 
 def limits(results: Results, model: str) -> str:

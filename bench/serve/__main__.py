@@ -12,7 +12,7 @@ import importlib
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
@@ -21,16 +21,7 @@ from bench.serve.measure import Plan
 from bench.serve.peers.base import Peer
 from pipeline.errors import TidegateError
 
-PEERS: Mapping[str, str] = {
-    "fastapi": "FastAPI",
-    "mlserver": "MLServer",
-    "kserve": "KServe",
-    "bentoml": "BentoML",
-    "ray": "Ray Serve",
-    "litserve": "LitServe",
-    "mlflow": "MLflow",
-}
-_MODULES = {"ray": "ray_serve"}
+PEERS = ("fastapi", "mlserver", "kserve", "bentoml", "ray", "litserve", "mlflow")
 _MODELS_ROOM = Path("build/bench/serve-models")
 _OURS = ("batched", "unbatched")
 _QUICK = {"models": ["digits"], "seconds": 1}
@@ -38,7 +29,7 @@ _QUICK = {"models": ["digits"], "seconds": 1}
 
 def peer(name: str) -> Peer:
     """A peer by its name on the command line."""
-    return importlib.import_module(f"bench.serve.peers.{_MODULES.get(name, name)}").PEER
+    return importlib.import_module(f"bench.serve.peers.{name}").PEER
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +83,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", nargs="+", choices=models.NAMES, default=list(models.NAMES), help="which models (all)")
     add("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="which peers, none if empty (all)")
+    add(
+        "--ours",
+        nargs="*",
+        choices=_OURS,
+        default=list(_OURS),
+        help="which configurations of our server, none if empty (both)",
+    )
     add(
         "--rows",
         nargs="+",

@@ -22,6 +22,8 @@ from pipeline.errors import ProgramFailed
 
 _MARK = "BENCH_SERVE_MARK"
 _START_TIMEOUT_S = 120
+# What a server answers while it has not loaded its model yet.
+_NOT_YET = (404, 500, 502, 503)
 _ANSWER_TIMEOUT_S = 60
 _GRACE_S = 8
 _POLL_S = 0.02
@@ -40,6 +42,14 @@ class Memory:
     @property
     def total(self) -> float:
         return self.anonymous + self.files
+
+
+class Refused(ProgramFailed):
+    """The server answered by another status than 200."""
+
+    def __init__(self, status: int, body: bytes):
+        super().__init__(f"status {status}: {body[:300].decode(errors='replace')}")
+        self.status = status
 
 
 class Running:
@@ -71,7 +81,7 @@ def post(port: int, exchange: Exchange) -> bytes:
         with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
-        raise ProgramFailed(f"status {error.code}: {error.read()[:300].decode(errors='replace')}") from error
+        raise Refused(error.code, error.read()) from error
     except OSError as error:
         raise ProgramFailed(f"no answer: {error}") from error
 
@@ -104,7 +114,8 @@ def _await(child: subprocess.Popen, port: int, first: Exchange, log: Path) -> No
             post(port, first)
             return
         except ProgramFailed as error:
-            if child.poll() is None and time.monotonic() < deadline:
+            final = isinstance(error, Refused) and error.status not in _NOT_YET
+            if child.poll() is None and time.monotonic() < deadline and not final:
                 time.sleep(_POLL_S)
                 continue
             last = log.read_text(errors="replace").strip().splitlines()[-3:]

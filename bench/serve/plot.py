@@ -10,9 +10,9 @@ from xml.sax.saxutils import escape
 
 from bench.serve.results import OURS, Cell, Results, Server
 
-WIDTH, HEIGHT = 1000, 560
-_LEFT, _TOP, _GAP, _PLOT_W, _PLOT_H = 70, 76, 80, 400, 340
-_LEGEND_TOP, _LEGEND_ROW, _LEGEND_COLUMN, _LEGEND_COLUMNS = 482, 22, 235, 4
+WIDTH, HEIGHT = 1000, 570
+_LEFT, _TOP, _GAP, _PLOT_W, _PLOT_H = 70, 96, 80, 400, 340
+_LEGEND_TOP, _LEGEND_ROW, _LEGEND_COLUMN, _LEGEND_COLUMNS = 502, 22, 235, 4
 _OUR_COLOURS = {"REST": "#1558b0", "gRPC": "#00846b"}
 _PEER_COLOURS = ("#e08e00", "#cc3d0f", "#b8569a", "#7a5cc2", "#777777", "#94651a", "#4f9a1d")
 _INK, _GRID, _PALE = "#24292f", "#e4e7eb", "#6a737d"
@@ -73,7 +73,13 @@ def picture(results: Results, model: str) -> str:
     limit = results.limit(model).best
     parts = [
         _text(_LEFT, 30, f"{model}: rows per second against latency", size=18, weight="600"),
-        _text(_LEFT, 50, "Right and down is better. Along a line: more clients.", size=12.5, colour=_PALE),
+        _text(
+            _LEFT,
+            50,
+            "Right and down is better. Along a line the number of clients grows, as noted beside ours.",
+            size=12.5,
+            colour=_PALE,
+        ),
     ]
     for number, (rows, found) in enumerate(panels):
         parts += _panel(_LEFT + number * (_PLOT_W + _GAP), rows, found, limit)
@@ -125,9 +131,7 @@ def _panel(left: float, rows: int, found: Sequence[Line], limit: float) -> Itera
     across = around([*(cell.rows_per_s for cell in cells), limit], left, left + _PLOT_W)
     up = around([cell.p99_ms or 0.0 for cell in cells], _TOP + _PLOT_H, _TOP)
     yield from _grid(across, up)
-    yield _text(
-        left + 8, _TOP + 18, f"Requests of {rows} row{'s' if rows > 1 else ''}", size=13.5, weight="600"
-    )
+    yield _text(left, _TOP - 10, f"Requests of {rows} row{'s' if rows > 1 else ''}", size=13.5, weight="600")
     yield _text(left + _PLOT_W / 2, _TOP + _PLOT_H + 40, "rows per second", size=13, anchor="middle")
     middle = _TOP + _PLOT_H / 2
     turned = f'transform="rotate(-90 {left - 46} {middle})"'
@@ -169,7 +173,7 @@ def _line(line: Line, across: Axis, up: Axis) -> Iterator[str]:
         )
         if line.width >= 3:
             colour = line.colour
-            yield _text(x, y + 17, f"{cell.clients}", size=11, anchor="middle", colour=colour, weight="600")
+            yield _text(x + 8, y + 4, f"{cell.clients}", size=11, colour=colour, weight="600")
 
 
 def _legend(found: Sequence[Line]) -> Iterator[str]:

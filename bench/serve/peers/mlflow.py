@@ -5,10 +5,13 @@ from typing import Any
 from bench.serve.models import Model
 from bench.serve.peers.base import APPS, Exchange, Launch, Peer, Place, as_json
 
+# Of uvicorn, which MLflow starts.
+_QUIET = {"UVICORN_LOG_LEVEL": "warning", "UVICORN_ACCESS_LOG": "false"}
+
 
 def _launch(place: Place) -> Launch:
     saved = place.room / "pyfunc"
-    env = {"BENCH_PYFUNC": str(saved), "MLFLOW_TRACKING_URI": str(place.room / "runs")}
+    env = {"BENCH_PYFUNC": str(saved), "MLFLOW_TRACKING_URI": str(place.room / "runs"), **_QUIET}
     flags = ("--env-manager", "local", "--host", "127.0.0.1", "--port", str(place.port), "--workers", "2")
     return Launch(
         (place.program("mlflow"), "models", "serve", "-m", str(saved), *flags),

@@ -81,6 +81,7 @@ def read_wrk(printed: str) -> Seen:
         raise ProgramFailed(f"wrk did not print its totals: {printed[-500:]}")
     totals = json.loads(found[1])
     good = totals["requests"] - totals["statuses"]
+    _some(good, totals["requests"])
     return Seen(
         requests=totals["requests"],
         failures=totals["statuses"] + totals["timeouts"] + totals["breaks"],
@@ -121,6 +122,7 @@ def read_h2load(printed: str, times_us: Sequence[int], answer_bytes: int, second
     succeeded, failed, _, _ = (int(number) for number in found.groups())
     # A frame of five bytes is before each message. Answers that were on their way at the end count for neither.
     whole = min(succeeded, round(int(came[1]) / (answer_bytes + 5)))
+    _some(whole, succeeded + failed)
     return Seen(
         requests=succeeded + failed,
         failures=failed + succeeded - whole,
@@ -128,6 +130,11 @@ def read_h2load(printed: str, times_us: Sequence[int], answer_bytes: int, second
         p50_ms=percentile(times_us, 50) / 1e3,
         p99_ms=percentile(times_us, 99) / 1e3 if whole >= ENOUGH_FOR_P99 else None,
     )
+
+
+def _some(good: int, asked: int) -> None:
+    if good <= 0:
+        raise ProgramFailed(f"of {asked} requests that ended in time none was answered well")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

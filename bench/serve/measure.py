@@ -58,12 +58,13 @@ class Series:
 
 def servers(plan: Plan, peers: Sequence[Peer]) -> list[Server]:
     """All that is measured, ours first."""
-    mine = [_ours(protocol, how) for how in plan.flags for protocol in ("REST", "gRPC")]
+    mine = [_ours(protocol, how, flags) for how, flags in plan.flags.items() for protocol in ("REST", "gRPC")]
     return [*mine, *(Server(peer.name, f"{peer.version}: {peer.how}") for peer in peers)]
 
 
-def _ours(protocol: str, how: str) -> Server:
-    return Server(f"{OURS} {protocol}, {how}", f"python -m serve, {how}", is_ours=True)
+def _ours(protocol: str, how: str, flags: Sequence[str]) -> Server:
+    told = " ".join(flags) or "nothing but the model and its ports"
+    return Server(f"{OURS} {protocol}, {how}", f"`python -m serve` with {told}", is_ours=True)
 
 
 def measure(models: Sequence[Model], peers: Sequence[Peer], plan: Plan, results: Results) -> None:
@@ -101,7 +102,7 @@ class Run:
 
 
 def _ours_runs(model: Model, how: str, flags: tuple[str, ...]) -> Run:
-    rest, grpc = _ours("REST", how), _ours("gRPC", how)
+    rest, grpc = _ours("REST", how, flags), _ours("gRPC", how, flags)
 
     def series(place: Place) -> Sequence[Series]:
         return [

@@ -42,8 +42,12 @@ def limits(results: Results, model: str) -> str:
     rows = [["TensorFlow alone, rows/s", *(f"batch {size}" for size in found)]]
     for callers in next(iter(found.values())):
         label = f"{callers} thread{'s' if callers > 1 else ''}"
-        rows.append([label, *(_number(speeds[callers]) for speeds in found.values())])
+        rows.append([label, *(_speed_of(speeds, callers) for speeds in found.values())])
     return report.table(rows)
+
+
+def _speed_of(speeds: dict[int, float], callers: int) -> str:
+    return _number(speeds[callers]) if callers in speeds else _NOTHING
 
 
 def cells(results: Results, model: str, rows: int, clients: Sequence[int]) -> str:

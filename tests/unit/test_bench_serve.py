@@ -63,6 +63,13 @@ def test_grpc_calls_that_failed_show_by_the_bytes_that_did_not_come():
     assert (seen.requests, seen.failures) == (400, 10)
 
 
+def test_a_server_that_answers_nothing_well_has_no_rate():
+    with pytest.raises(ProgramFailed, match=r"of 1000 requests .* none was answered well"):
+        load.read_wrk(wrk(statuses=1000))
+    with pytest.raises(ProgramFailed, match=r"of 400 requests .* none was answered well"):
+        load.read_h2load(H2LOAD % (400, 0, 0), [1000] * 400, 150, 2)
+
+
 @pytest.mark.parametrize(
     ("percent", "value"), [(50, 5), (51, 6), (90, 9), (99, 10), (100, 10), (1, 1), (0, 1)]
 )

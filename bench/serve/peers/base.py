@@ -20,6 +20,7 @@ APPS = Path(__file__).parent.parent / "apps"
 TENSORFLOW = "tensorflow-cpu==2.20.0"
 _ENVIRONMENTS = Path("build/bench")
 _INSTALL_TIMEOUT_S = 400
+_TRIAL_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,20 @@ class Peer:
         That TensorFlow can be imported there is tried each time: so its files are in memory when the start is timed.
         """
         python = self.environment / "bin/python"
-        try:
-            if not python.exists():
+        if not python.exists():
+            try:
                 self._install(python)
-            trial = [str(python), "-c", "import tensorflow"]
-            run.run(trial, timeout_s=120, echo=False, env={"TF_CPP_MIN_LOG_LEVEL": "2"})
-        except BaseException:
-            shutil.rmtree(self.environment, ignore_errors=True)
-            raise
+            except BaseException:
+                shutil.rmtree(self.environment, ignore_errors=True)
+                raise
+        trial = [str(python), "-c", "import tensorflow"]
+        run.run(trial, timeout_s=_TRIAL_TIMEOUT_S, echo=False, env={"TF_CPP_MIN_LOG_LEVEL": "2"})
         return python
 
     def _install(self, python: Path) -> None:
         report.story(f"installing {self.name} {self.version} into {_ENVIRONMENTS} …")
-        run.run(
-            ["uv", "venv", "-q", "--python", sys.executable, str(self.environment)], timeout_s=60, echo=False
-        )
+        make = ["uv", "venv", "-q", "--python", sys.executable, str(self.environment)]
+        run.run(make, timeout_s=_TRIAL_TIMEOUT_S, echo=False)
         install = ["uv", "pip", "install", "-q", "--compile-bytecode", "--python", str(python)]
         run.run([*install, *self.packages, TENSORFLOW], timeout_s=_INSTALL_TIMEOUT_S, echo=False)
 

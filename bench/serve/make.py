@@ -131,10 +131,8 @@ def make(name: str, folder: Path) -> None:
     _write_requests(tf, folder, name, rows)
     expected = served.signature(**{alias: tf.constant(array) for alias, array in rows.items()})
     np.savez(folder / "expected.npz", **{alias: tensor.numpy() for alias, tensor in expected.items()})
-    np.savez(
-        folder / "rows.npz",
-        **{alias: array.astype(str) if array.dtype == object else array for alias, array in rows.items()},
-    )
+    text = {alias: array.astype(str) if array.dtype == object else array for alias, array in rows.items()}
+    np.savez(folder / "rows.npz", **text)  # type: ignore[arg-type]  # numpy's stub takes them for its flag
     parameters = sum(int(np.prod(v.shape)) for v in tf.nest.flatten(served.weights) if hasattr(v, "shape"))
     (folder / "about.json").write_text(json.dumps({"parameters": parameters}))
 

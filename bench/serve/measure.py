@@ -27,7 +27,7 @@ ROWS_IN_FLIGHT = {"resnet": 256}
 LOGS = Path("build/bench/serve-logs")
 _LIMIT_TIMEOUT_S = 200
 # A batch of another size adds in another order.
-_TOLERANCE = {"rtol": 2e-3, "atol": 1e-5}
+_RELATIVE, _ABSOLUTE = 2e-3, 1e-5
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def check_outputs(model: Model, rows: int, found: dict[str, np.ndarray]) -> None
         for name, array in model.expected.items()
         if name not in found
         or np.shape(found[name]) != array[:rows].shape
-        or not np.allclose(found[name].astype(float), array[:rows], **_TOLERANCE)
+        or not np.allclose(found[name].astype(float), array[:rows], _RELATIVE, _ABSOLUTE)
     }
     if wrong:
         raise ProgramFailed(f"its answer for {', '.join(sorted(wrong))} is not TensorFlow's")

@@ -43,5 +43,9 @@ if __name__ == "__main__":
     serve.start(
         http_options={"host": "127.0.0.1", "port": options.port}, logging_config={"enable_access_log": False}
     )
-    serve.run(Served.bind(), route_prefix="/predict", blocking=False)
+    serve.run(
+        Served.bind(),  # type: ignore[attr-defined]  # the decorator's
+        route_prefix="/predict",
+        blocking=False,
+    )
     signal.pause()

@@ -24,6 +24,8 @@ from pipeline.errors import ProgramFailed
 
 # Larger requests of larger models would take longer than a cell does: of these the number of rows in flight is bounded.
 ROWS_IN_FLIGHT = {"resnet": 256}
+# A figure needs as many answers more as they take longer.
+TIMES = {"resnet": 1.5}
 LOGS = Path("build/bench/serve-logs")
 _LIMIT_TIMEOUT_S = 200
 # A batch of another size adds in another order.
@@ -45,6 +47,10 @@ class Plan:
         at_most = ROWS_IN_FLIGHT.get(model, sys.maxsize)
         for rows in self.rows:
             yield from ((rows, clients) for clients in self.clients if rows * clients <= at_most)
+
+    def load(self, model: str, clients: int) -> Load:
+        """How a model is asked."""
+        return Load(clients, self.seconds * TIMES.get(model, 1), self.warm_up_s)
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ def cell(series: Series, model: Model, rows: int, clients: int, plan: Plan) -> C
     empty = Cell(series.server.name, model.name, rows, clients)
     try:
         series.check(rows)
-        seen = series.load(rows, Load(clients, plan.seconds, plan.warm_up_s))
+        seen = series.load(rows, plan.load(model.name, clients))
     except ProgramFailed as error:
         report.story(f"{rows} rows, {clients} clients: {error}")
         return replace(empty, reason=" ".join(str(error).split()))

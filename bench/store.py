@@ -60,9 +60,12 @@ def looks(factory: Factory) -> Iterator[Look]:
     """The commands that look, for the versions that there are now. The old version is among the first ten."""
     old = _OLD
     entry = factory.evidence.store.channel("production").of_version(old)
-    yield Look("status", lambda runner: operate.print_status(operate.status(runner), runner))
+    yield Look("status", lambda runner: operate.print_status(operate.status(runner), runner.authority))
     yield Look("history", _history)
-    yield Look("history --at", lambda runner: _told(operate.channel(runner, "production").live_at(entry.at)))
+    yield Look(
+        "history --at",
+        lambda runner: _told(operate.channel(runner.authority, "production").live_at(entry.at)),
+    )
     yield Look("verify production", lambda runner: _verify(runner, "production"))
     yield Look(f"verify v{old}", lambda runner: _verify(runner, f"v{old}"))
     yield Look(f"verify IMAGE of v{old}", lambda runner: _verify(runner, factory.image(old)))
@@ -71,8 +74,8 @@ def looks(factory: Factory) -> Iterator[Look]:
 
 
 def _history(runner: Runner) -> None:
-    production = operate.channel(runner, "production")
-    operate.print_history(runner, list(itertools.islice(production.newest_first(), 20)))
+    production = operate.channel(runner.authority, "production")
+    operate.print_history(runner.authority, list(itertools.islice(production.newest_first(), 20)))
 
 
 def _told(entry: Entry | None) -> None:
@@ -81,7 +84,7 @@ def _told(entry: Entry | None) -> None:
 
 
 def _verify(runner: Runner, subject: str) -> None:
-    found = audit.audit(runner, subject)
+    found = audit.audit(runner.authority, subject)
     if not found.holds:
         raise ProgramFailed("\n".join(audit.lines(found)))
     print("\n".join(audit.lines(found)))

@@ -141,7 +141,7 @@ class Factory:
     def judge(self, runner: Runner) -> None:
         """What the policy says of the newest version; raises GateRefused if it may not be let in."""
         needs = {name: self.evidence.records[name].sha256 for name in self.evidence.records["promote"].needs}
-        runner.policy.demand(ALL["promote"], needs, self.image(self.versions))
+        runner.authority.policy.demand(ALL["promote"], needs, self.image(self.versions))
 
     def sign_promotion(self) -> Channel:
         """Signs the record that lets the newest version in; returns production, which it follows."""

@@ -33,7 +33,7 @@ ENV PATH=${VENV}/bin:${PATH} \
 COPY serve ${VENV}/code/serve
 # What cannot be imported here, or is not the locked TensorFlow, ends the build.
 RUN python -m compileall -q --invalidation-mode unchecked-hash "${VENV}/code" \
- && python -c 'from serve import framework; framework.lean(); import serve.server, serve.grpc_api, serve.session, serve.warmup' \
+ && python -c 'from serve import framework; framework.lean(); import serve.server, serve.grpc_server, serve.session, serve.warmup' \
  && version="$(sed -n 's/^tensorflow-cpu==\([^ ]*\).*/\1/p' "${VENV}/requirements.txt")" \
  && case "$(python -m serve --version)" in *"TensorFlow Library: ${version}") ;; *) python -m serve --version; exit 1 ;; esac
 

@@ -93,7 +93,10 @@ def parser() -> argparse.ArgumentParser:
 
     _add_runs(command)
     _add_looks(command)
+    _add_audits(command)
+    _add_doctor(command)
     _add_people(command)
+    _add_upkeep(command)
     return top
 
 
@@ -124,7 +127,7 @@ def _add_runs(command: Callable) -> None:
 
 
 def _add_looks(command: Callable) -> None:
-    """Commands that look, and change nothing."""
+    """Commands that show what runs, ran and was written; they change nothing."""
     looks = command(
         "status", "show what runs now, and what the channels name", commands.status, "status --json"
     )
@@ -144,6 +147,10 @@ def _add_looks(command: Callable) -> None:
     past.add_argument("--at", metavar="TIME", help="only what was live at this time (ISO 8601)")
     past.add_argument("--all", action="store_true", help=f"all entries, not only the newest {SHOWN}")
     past.add_argument("--json", action="store_true", help="the same, for programs")
+
+
+def _add_audits(command: Callable) -> None:
+    """Commands that follow the records behind what a channel serves, or ever served."""
     audits = command(
         "verify",
         "judge the evidence behind what a channel serves, or ever served",
@@ -165,13 +172,17 @@ def _add_looks(command: Callable) -> None:
     fetches.add_argument("output", help="as build/ names it: train/log, export/savedmodel, scan/report …")
     fetches.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder, new or empty")
     fetches.add_argument("subject", nargs="?", help="as for verify (production, else the newest that passed)")
-    looks = command(
+
+
+def _add_doctor(command: Callable) -> None:
+    """The command that looks at this machine, or at the CI platform."""
+    doctors = command(
         "doctor",
         "show what this machine lacks, or the CI platform, with the remedy",
         commands.doctor,
         "doctor --ci",
     )
-    looks.add_argument(
+    doctors.add_argument(
         "--ci",
         nargs="?",
         const="auto",
@@ -181,7 +192,7 @@ def _add_looks(command: Callable) -> None:
 
 
 def _add_people(command: Callable) -> None:
-    """Commands by which a person lets in, takes out, or stops."""
+    """Commands by which a person lets in or takes out, and says who may."""
     approves = command(
         "approve", "let the digest in staging into production, by name", commands.approve, "approve"
     )
@@ -214,6 +225,10 @@ def _add_people(command: Callable) -> None:
     makes.add_argument(
         "--identity", action="append", default=[], help="a commit address or login of whoever holds it"
     )
+
+
+def _add_upkeep(command: Callable) -> None:
+    """Commands that stop, report and clean up."""
     command("down", "stop staging and production on this machine", commands.down, "down")
     comments = command(
         "comment", "tell a merge request what its pipeline found", commands.comment, "comment build"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.authority import Authority
 from pipeline.errors import SettingsError
 from pipeline.policy import Node, entry_faults
-from pipeline.runner import Runner
 from pipeline.store import Entry
 
 _IMAGE = re.compile(r"(?:\S*@)?(sha256:[0-9a-f]{64})")
@@ -43,18 +43,18 @@ class Audit:
         }
 
 
-def audit(runner: Runner, subject: str) -> Audit:
+def audit(authority: Authority, subject: str) -> Audit:
     """Judges the evidence of a channel's live version, of a version (v3), or of an image ([NAME@]sha256:…).
 
     Raises SettingsError for a subject that is none of these, or that no channel ever had.
     """
-    name, entry = _find(runner, subject)
+    name, entry = _find(authority, subject)
     said = f"{name} v{entry.version} {entry.image}"
-    tree = runner.policy.examine(entry.why, entry.evidence, entry.image)
+    tree = authority.policy.examine(entry.why, entry.evidence, entry.image)
     return Audit(said, entry, tree, tuple(entry_faults(name, entry, tree.record) if tree.record else ()))
 
 
-def _find(runner: Runner, subject: str) -> tuple[str, Entry]:
+def _find(authority: Authority, subject: str) -> tuple[str, Entry]:
     """The channel and the entry that a subject means; production is looked at first."""
     image = _IMAGE.fullmatch(subject)
     version = re.fullmatch(r"v?([0-9]+)", subject)
@@ -63,7 +63,7 @@ def _find(runner: Runner, subject: str) -> tuple[str, Entry]:
             f"{subject} is no channel, version (v3) or image (NAME@sha256:…); nothing was verified."
         )
     for name in (subject,) if subject in _CHANNELS else _CHANNELS:
-        channel = runner.heads.channel(name)
+        channel = authority.heads.channel(name)
         if image:
             found = channel.of_image(image[1])
         else:

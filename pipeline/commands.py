@@ -63,7 +63,7 @@ def _closing_words(runner: Runner, wanted: Sequence[str]) -> None:
     settings = runner.settings
     if all(row.cached for row in runner.rows):
         print(f"Nothing to do: all that was asked ({len(wanted)}) holds for these inputs.", file=sys.stderr)
-    live = runner.channel("production").live if "promote" in wanted else None
+    live = runner.authority.channel("production").live if "promote" in wanted else None
     if live:
         address = settings.target.address
         print(
@@ -146,7 +146,7 @@ def status(arguments: argparse.Namespace, paths: Paths) -> int:
     if arguments.json:
         print(json.dumps(seen, indent=1))
     else:
-        operate.print_status(seen, runner)
+        operate.print_status(seen, runner.authority)
     return 0
 
 
@@ -156,8 +156,8 @@ def history(arguments: argparse.Namespace, paths: Paths) -> int:
 
     from pipeline import operate
 
-    runner = Runner.open(paths)
-    channel = operate.channel(runner, arguments.channel)
+    authority = Runner.open(paths).authority
+    channel = operate.channel(authority, arguments.channel)
     if arguments.at:
         live = channel.live_at(operate.moment(arguments.at))
         entries, more = [live] if live else [], 0
@@ -167,7 +167,7 @@ def history(arguments: argparse.Namespace, paths: Paths) -> int:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
     elif entries:
-        operate.print_history(runner, entries, more)
+        operate.print_history(authority, entries, more)
     else:
         when = f" at {arguments.at}" if arguments.at else ""
         print(f"nothing was live{when}" if when else "nothing was ever let in")
@@ -176,7 +176,7 @@ def history(arguments: argparse.Namespace, paths: Paths) -> int:
 
 def approve(arguments: argparse.Namespace, paths: Paths) -> int:
     runner = Runner.open(paths, approving=True)
-    live = runner.channel("staging").live
+    live = runner.authority.channel("staging").live
     if live is None:
         raise errors.GateRefused("nothing is in staging yet; `make staging` puts it there.")
     if arguments.digest not in (None, live.image):
@@ -224,7 +224,7 @@ def examine(_: argparse.Namespace, paths: Paths) -> int:
 def verify(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import audit
 
-    found = audit.audit(Runner.open(paths), arguments.subject)
+    found = audit.audit(Runner.open(paths).authority, arguments.subject)
     print(json.dumps(found.document(), indent=1) if arguments.json else "\n".join(audit.lines(found)))
     return 0 if found.holds else errors.IntegrityError.exit_code
 
@@ -232,7 +232,7 @@ def verify(arguments: argparse.Namespace, paths: Paths) -> int:
 def lineage(arguments: argparse.Namespace, paths: Paths) -> int:
     from pipeline import audit
 
-    print(audit.mermaid(audit.audit(Runner.open(paths), arguments.subject)))
+    print(audit.mermaid(audit.audit(Runner.open(paths).authority, arguments.subject)))
     return 0
 
 

@@ -41,9 +41,9 @@ def fetch(runner: Runner, output: str, folder: Path, subject: str | None = None)
 
 def _record(runner: Runner, output: str, subject: str | None) -> tuple[Record, str]:
     """The verified record that has the output, and what it is of."""
-    if subject is None and runner.heads.channel("production").live is None:
+    if subject is None and runner.authority.heads.channel("production").live is None:
         return _newest(runner, output), "the newest run that passed"
-    found = audit.audit(runner, subject or "production")
+    found = audit.audit(runner.authority, subject or "production")
     stage = output.split("/")[0]
     node = next((node for node in found.tree.walk() if node.stage == stage), None)
     if node is None:
@@ -71,7 +71,7 @@ def _newest(runner: Runner, output: str) -> Record:
         if len(sha256) != 64:  # the hint
             continue
         try:
-            made = runner.trust.verify(runner.store.fetch_bytes(sha256)).record
+            made = runner.authority.trust.verify(runner.store.fetch_bytes(sha256)).record
         except IntegrityError as error:
             faults = faults or f" The newest record does not count: {error}"
             continue

@@ -36,8 +36,9 @@ from pipeline import ci, operate, record
 from pipeline.buckets import Item
 from pipeline.digest import Tree
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
+from pipeline.locks import alone, deployment_lock
 from pipeline.record import Record
-from pipeline.runner import Runner, alone, deployment_lock
+from pipeline.runner import Runner
 from pipeline.settings import Retention
 from pipeline.stages import FOLLOW_UP, Outcome
 from pipeline.store import Channel, Entry, Store, blob

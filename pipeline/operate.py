@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline import ci, digest, key, trees
+from pipeline.authority import Authority
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
 from pipeline.execution import Work, now
-from pipeline.runner import Runner, deployment_lock, needed
+from pipeline.locks import deployment_lock
+from pipeline.runner import Runner, needed
 from pipeline.stages import BREAK_GLASS, FOLLOW_UP, ROLLBACK, Outcome, Result, Stage
 from pipeline.store import Channel, Entry
 from pipeline.trust import OWN
@@ -29,8 +31,9 @@ def _targets() -> Any:
 
 def status(runner: Runner) -> dict:
     """What each channel names, and what runs, as plain values."""
-    channels = {name: runner.channel(name).live for name in CHANNELS}
-    opened = unfollowed(runner, runner.channel("production"))
+    authority = runner.authority
+    channels = {name: authority.channel(name).live for name in CHANNELS}
+    opened = unfollowed(authority, authority.channel("production"))
     return {
         "model": runner.settings.model,
         "break_glass": dataclasses.asdict(opened) if opened else None,
@@ -39,7 +42,7 @@ def status(runner: Runner) -> dict:
     }
 
 
-def print_status(seen: dict, runner: Runner) -> None:
+def print_status(seen: dict, authority: Authority) -> None:
     """Status for a person (stdout)."""
     for name, live in seen["channels"].items():
         running = [row for row in seen["running"] if row["environment"] == name]
@@ -56,7 +59,7 @@ def print_status(seen: dict, runner: Runner) -> None:
             state = f"{row['weight']:>3} % of traffic" if row["alive"] else "DEAD"
             print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  {_runs_as(row)}")
         if name == "production" and seen["break_glass"]:
-            print(_alarm(Entry(**seen["break_glass"]), runner, "  let in without the usual evidence"))
+            print(_alarm(Entry(**seen["break_glass"]), authority, "  let in without the usual evidence"))
 
 
 def _runs_as(row: dict) -> str:
@@ -93,18 +96,18 @@ def _trouble(running: list[dict]) -> str | None:
     return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}"
 
 
-def channel(runner: Runner, name: str) -> Channel:
+def channel(authority: Authority, name: str) -> Channel:
     """A channel. Raises SettingsError for one that does not exist."""
     if name not in CHANNELS:
         raise SettingsError(f"{name} is not a channel. Allowed: {', '.join(CHANNELS)}.")
-    return runner.channel(name)
+    return authority.channel(name)
 
 
-def print_history(runner: Runner, entries: Sequence[Entry], more: int = 0) -> None:
+def print_history(authority: Authority, entries: Sequence[Entry], more: int = 0) -> None:
     """Entries of a channel for a person (stdout), newest first; `more` older ones are not shown."""
     for entry in entries:
         made = f"{entry.image[:19]}  {entry.why:<11}  {entry.by}  record {entry.evidence[:12]}"
-        print(_alarm(entry, runner, f"{entry.at}  v{entry.version:<3} {made}"))
+        print(_alarm(entry, authority, f"{entry.at}  v{entry.version:<3} {made}"))
     if more:
         print(f"… and {more:,} before; --all shows them")
 
@@ -114,15 +117,15 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _alarm(entry: Entry, runner: Runner, line: str) -> str:
+def _alarm(entry: Entry, authority: Authority, line: str) -> str:
     """The line, in red with its reason for a break-glass that nobody has followed up."""
     line = plain(line)
     if entry.why != BREAK_GLASS.name:
         return line
-    after = followed_up(runner, entry)
+    after = followed_up(authority, entry)
     if after:
         return f"{line}\n    {plain(after)}"
-    node = runner.policy.examine(BREAK_GLASS.name, entry.evidence)
+    node = authority.policy.examine(BREAK_GLASS.name, entry.evidence)
     reason = plain(node.record.reason) if node.record else "its record cannot be read"
     alarm = f'{line}\n    BREAK-GLASS, not followed up: "{reason}". python -m pipeline follow-up --note "…" closes it'
     return f"\x1b[1;31m{alarm}\x1b[0m" if sys.stdout.isatty() else alarm
@@ -168,9 +171,9 @@ def rollback(runner: Runner, version: int | None = None) -> str:
     """
     refuse_unprotected("rollback")
     with deployment_lock(runner.paths.state):
-        production = runner.channel("production")
+        production = runner.authority.channel("production")
         goal = earlier(production, version)
-        runner.policy.accept("production", goal)
+        runner.authority.policy.accept("production", goal)
         return _put_live(runner, ROLLBACK, production, goal, {goal.why: goal.evidence})
 
 
@@ -188,19 +191,20 @@ def break_glass(runner: Runner, reason: str) -> str:
     runner.recall(needed(["publish"]))
     made = runner.done["publish"]
     with deployment_lock(runner.paths.state):
-        production = runner.heads.channel("production")
+        production = runner.authority.heads.channel("production")
         goal = runner.entry(production, BREAK_GLASS)
         return _put_live(runner, BREAK_GLASS, production, goal, {"publish": made.sha256}, reason.strip())
 
 
 def follow_up(runner: Runner, note: str) -> str:
     """Records what became of the open break-glass of production, signed by an approver; returns one sentence."""
-    opened = unfollowed(runner, runner.channel("production"))
+    authority = runner.authority
+    opened = unfollowed(authority, authority.channel("production"))
     if opened is None:
         raise GateRefused("no break-glass waits for a follow-up.")
     if len(note.strip()) < 10:
         raise SettingsError(f"--note {note!r} says nothing; write what was found and done.")
-    runner.policy.check_signer(FOLLOW_UP, runner.signer)
+    authority.policy.check_signer(FOLLOW_UP, authority.signer)
     parts = {"reads": {}, "break-glass": opened.evidence}
     work = Work(
         FOLLOW_UP, digest.of_json(parts), parts, {}, {"break-glass": opened.evidence}, reason=note.strip()
@@ -212,17 +216,17 @@ def follow_up(runner: Runner, note: str) -> str:
     return made.sentence
 
 
-def unfollowed(runner: Runner, production: Channel) -> Entry | None:
+def unfollowed(authority: Authority, production: Channel) -> Entry | None:
     """The newest entry that a break-glass let in and nobody has followed up yet, among the last hundred of them."""
     broken = itertools.islice(production.break_glasses(), _LOOKED_BACK)
-    return next((entry for entry in broken if not followed_up(runner, entry)), None)
+    return next((entry for entry in broken if not followed_up(authority, entry)), None)
 
 
-def followed_up(runner: Runner, entry: Entry) -> str:
+def followed_up(authority: Authority, entry: Entry) -> str:
     """What was said of a break-glass afterwards, by somebody who may; nothing while nobody did."""
     key_of = digest.of_json({"reads": {}, "break-glass": entry.evidence})
-    for sha256 in runner.store.records(FOLLOW_UP.name, key_of):
-        node = runner.policy.examine(FOLLOW_UP.name, sha256)
+    for sha256 in authority.store.records(FOLLOW_UP.name, key_of):
+        node = authority.policy.examine(FOLLOW_UP.name, sha256)
         if node.faults or not node.record or node.record.needs.get("break-glass") != entry.evidence:
             continue
         by = {one.stage: one.key.name for one in node.walk() if one.key}
@@ -243,8 +247,8 @@ def _put_live(
     runner: Runner, stage: Stage, production: Channel, goal: Entry, needs: Mapping[str, str], reason: str = ""
 ) -> str:
     """Gives production to a version whose evidence holds; returns one sentence."""
-    runner.policy.check_signer(stage, runner.signer)
-    runner.policy.demand(stage, needs, goal.image)
+    runner.authority.policy.check_signer(stage, runner.authority.signer)
+    runner.authority.policy.demand(stage, needs, goal.image)
     place = runner.paths.build / f"{stage.name}-to" / "published"
     trees.place(goal.published, place, runner.store, runner.digests)
     if json.loads((place / "published.json").read_bytes())["digest"] != goal.image:

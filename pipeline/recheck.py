@@ -19,8 +19,9 @@ from pathlib import Path
 from pipeline import ci, reproduce, trees
 from pipeline.errors import IntegrityError, NoData, SettingsError, TidegateError
 from pipeline.execution import Work
+from pipeline.locks import alone
 from pipeline.reproduce import Likeness
-from pipeline.runner import Plan, Runner, alone, needed, refuse_unprotected
+from pipeline.runner import Plan, Runner, needed, refuse_unprotected
 from pipeline.stages import BY_NAME, Facts, Outcome, Result
 
 _SEEDS = 1_000_000

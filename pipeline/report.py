@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import TidegateError
-from pipeline.runner import Row
+from pipeline.row import Row
 
 NOT_REACHED = "not reached"
 _HEADINGS = ("stage", "outcome", "number that decided", "bound", "seconds", "digest")

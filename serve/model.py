@@ -1,10 +1,12 @@
 """What the rest of the server knows of a model: signatures of named, typed tensors, and a way to run them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from serve.status import ServingError
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -41,6 +43,25 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Gives back what the model holds."""
+
+
+Outcome = Sequence[np.ndarray] | ServingError
+
+
+class Queue(Protocol):
+    """Takes runs of one version, and runs them alone or several as one."""
+
+    def submit(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        fetches: Sequence[str],
+        deadline: float | None,
+        done: Callable[[Outcome], None],
+    ) -> None:
+        """Runs this soon. `done` is called once, in any thread, with tensors in the order of `fetches`, or an error.
+
+        `deadline` is in time.monotonic(); None is no limit. Raises RESOURCE_EXHAUSTED where the queue is full.
+        """
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,30 @@ class Version:
     state: State = State.START
     error: ServingError | None = None
     model: Model | None = None
+    users: int = 0
+
+
+class Lease:
+    """A version in use by one request. It is given back by `release`, once; until then it stays loaded."""
+
+    def __init__(self, servable: Servable, give_back: Callable[[], None]):
+        self.servable = servable
+        self._give_back = give_back
+
+    @property
+    def model(self) -> Model:
+        """What can be run."""
+        return self.servable.model
+
+    def release(self) -> None:
+        """Says that nothing runs any more."""
+        self._give_back()
+
+    def __enter__(self) -> Servable:
+        return self.servable
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 @dataclass(frozen=True)
@@ -94,21 +118,37 @@ class Models:
         return self._stopping.is_set()
 
     def find(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
-        """The servable that a request means: that version, or the highest available one."""
+        """The servable that a request means, to be looked at: that version, or the highest available one."""
+        with self._changed:
+            return self._find(name, version, label)[0]
+
+    def acquire(self, name: str, version: int | None = None, label: str | None = None) -> Lease:
+        """The same, to be run: it stays loaded until the lease is released."""
+        with self._changed:
+            servable, found = self._find(name, version, label)
+            found.users += 1
+            return Lease(servable, lambda: self._release(found))
+
+    def _release(self, version: Version) -> None:
+        with self._changed:
+            version.users -= 1
+            if not version.users:
+                self._changed.notify_all()
+
+    def _find(self, name: str, version: int | None, label: str | None) -> tuple[Servable, Version]:
         if label:
             raise invalid(f"Unrecognized servable version label: {label}")
-        with self._changed:
-            available = [
-                Servable(name, each.number, each.model)
-                for each in self._versions.get(name, {}).values()
-                if each.state is State.AVAILABLE and each.model is not None
-            ]
-            if version is not None:
-                available = [each for each in available if each.version == version]
-            if not available:
-                wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-                raise not_found(f"Servable not found for request: {wanted}")
-            return max(available, key=lambda each: each.version)
+        available = [
+            (Servable(name, each.number, each.model), each)
+            for each in self._versions.get(name, {}).values()
+            if each.state is State.AVAILABLE and each.model is not None
+        ]
+        if version is not None:
+            available = [each for each in available if each[0].version == version]
+        if not available:
+            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            raise not_found(f"Servable not found for request: {wanted}")
+        return max(available, key=lambda each: each[0].version)
 
     def status(self, name: str, version: int | None = None) -> list[Version]:
         """The versions of a model, newest first; or only that one. Raises NOT_FOUND."""

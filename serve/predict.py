@@ -1,13 +1,14 @@
 """Predict: which signature, which inputs, which outputs; the same for REST, gRPC and warm-up."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from serve import dtypes
-from serve.model import Model, Signature, TensorSpec
+from serve.model import Signature, TensorSpec
 from serve.status import Code, ServingError, invalid
+from serve.work import Result, Work
 
 
 def check_inputs(signature: Signature, sent: Collection[str]) -> None:
@@ -31,12 +32,15 @@ def check_type(alias: str, spec: TensorSpec, provided: int) -> None:
         )
 
 
-def run(
-    model: Model, signature: Signature, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """Runs a signature on tensors of the right types and returns outputs by alias, sorted.
+def work(
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    finish: Callable[[dict[str, np.ndarray]], Result],
+    output_filter: Sequence[str] = (),
+) -> Work[Result]:
+    """The run of a signature on tensors of the right types. `finish` gets the outputs by alias, sorted.
 
-    `output_filter` names the outputs that are wanted; empty means all.
+    `output_filter` names the outputs that are wanted; empty means all. Raises INVALID_ARGUMENT.
     """
     check_inputs(signature, inputs)
     wanted = _wanted(signature, output_filter)
@@ -44,8 +48,12 @@ def run(
     feeds = {_tensor_name(alias, spec): given[alias] for alias, spec in signature.inputs.items()}
     fetches = {alias: _tensor_name(alias, signature.outputs[alias]) for alias in wanted}
     names = sorted(set(fetches.values()))
-    found = dict(zip(names, model.run(feeds, names), strict=True))
-    return {alias: np.asarray(found[fetches[alias]]) for alias in wanted}
+
+    def finished(tensors: Sequence[np.ndarray]) -> Result:
+        found = dict(zip(names, tensors, strict=True))
+        return finish({alias: np.asarray(found[fetches[alias]]) for alias in wanted})
+
+    return Work(feeds, names, finished)
 
 
 def _wanted(signature: Signature, output_filter: Sequence[str]) -> list[str]:

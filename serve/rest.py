@@ -1,29 +1,24 @@
-"""TF Serving's REST API as an ASGI application: routes, bodies, codes. Models run in a pool of threads."""
+"""TF Serving's REST API: routes, bodies, codes. No connections here, and nothing runs unless it is asked to."""
 
-import asyncio
 import json
 import re
 import traceback
 import zlib
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 from urllib.parse import unquote
 
 from serve import json_answer, json_parse, json_request, log, metadata, predict
 from serve.model import DEFAULT_SIGNATURE, Model, Signature
-from serve.models import Models
+from serve.models import Lease, Models
 from serve.status import Code, ServingError, http_status, invalid, not_yet
+from serve.work import Work
+
+Found = TypeVar("Found")
 
 _INT64_AT_MOST = 2**63 - 1
 _BODY_BYTES_AT_MOST = 2**31 - 1
-_JSON = (b"content-type", b"application/json")
-_CORS = (
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"POST, GET"),
-    (b"access-control-allow-headers", b"Content-Type"),
-)
 
 _WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _CALL = re.compile(r"(?i:/v1/models/(?P<name>[^/:]+)" + _WHICH + r"):(?P<verb>classify|regress|predict)")
@@ -62,10 +57,37 @@ class _HugeVersion(Exception):
     """A version number that no int64 holds; answered by 400 and nothing else."""
 
 
-def handle(request: Request, models: Models) -> Answer:
-    """Answers a request. Runs models; call it from a thread."""
+@dataclass(frozen=True)
+class Call:
+    """A request that needs its model: the version in use, which its owner gives back, and what it has to run."""
+
+    lease: Lease
+    work: Work[Answer]
+
+
+def read(request: Request, models: Models) -> Answer | Call:
+    """The answer of a request, or what has to run for it. Never raises; takes the time that the body's JSON needs."""
+    return answered(request, lambda: _route(request, models))
+
+
+def run(request: Request, call: Call) -> Answer:
+    """Runs a call in this thread, and gives its model back. Never raises."""
     try:
-        return _route(request, models)
+        return answered(request, lambda: call.work.run(call.lease.model))
+    finally:
+        call.lease.release()
+
+
+def handle(request: Request, models: Models) -> Answer:
+    """Answers a request, all in this thread."""
+    found = read(request, models)
+    return run(request, found) if isinstance(found, Call) else found
+
+
+def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
+    """What a step gives, or the answer for what it raises."""
+    try:
+        return step()
     except _HugeVersion:
         return Answer(400)
     except ServingError as error:
@@ -83,7 +105,7 @@ def failure(error: ServingError) -> Answer:
     return Answer(http_status(error.code), b'{"error": ' + text + b"}")
 
 
-def _route(request: Request, models: Models) -> Answer:
+def _route(request: Request, models: Models) -> Answer | Call:
     if not _BELOW.match(request.target):
         return Answer(404)
     if request.method == "OPTIONS":
@@ -93,7 +115,7 @@ def _route(request: Request, models: Models) -> Answer:
     if call:
         if call["verb"] not in _VERBS:
             raise not_yet(call["verb"])
-        return _VERBS[call["verb"]](_which(call), _inflated(request), models)
+        return _call(call["verb"], _which(call), _inflated(request), models)
     look = _LOOK.fullmatch(request.target) if request.method == "GET" else None
     if look is None:
         raise invalid(f"Malformed request: {request.method} {request.target}")
@@ -127,15 +149,16 @@ def _inflated(request: Request) -> bytes:
     return body
 
 
-def _predict(which: Which, body: bytes, models: Models) -> Answer:
-    document = json_parse.parse(body)
+def _predict(document: json_parse.Document, model: Model) -> Work[Answer]:
     named = json_request.signature_name(json_request.require_object(document))
-    model = models.find(which.name, which.version, which.label).model
     signature = _signature(model, named)
     request = json_request.tensors(document, signature.inputs)
-    outputs = predict.run(model, signature, request.values)
     types = {alias: spec.dtype for alias, spec in signature.outputs.items()}
-    return Answer(200, json_answer.answer(request.form, outputs, types))
+    return predict.work(
+        signature,
+        request.values,
+        lambda outputs: Answer(200, json_answer.answer(request.form, outputs, types)),
+    )
 
 
 def _signature(model: Model, named: str) -> Signature:
@@ -148,7 +171,19 @@ def _signature(model: Model, named: str) -> Signature:
 
 
 # The verbs of TF Serving that are not here yet are refused by name.
-_VERBS: dict[str, Callable[[Which, bytes, Models], Answer]] = {"predict": _predict}
+_VERBS: dict[str, Callable[[json_parse.Document, Model], Work[Answer]]] = {"predict": _predict}
+
+
+def _call(verb: str, which: Which, body: bytes, models: Models) -> Call:
+    """Reads a call of a model. TF Serving looks at the JSON first, then for the model, then at the rest."""
+    document = json_parse.parse(body)
+    json_request.signature_name(json_request.require_object(document))
+    lease = models.acquire(which.name, which.version, which.label)
+    try:
+        return Call(lease, _VERBS[verb](document, lease.model))
+    except BaseException:
+        lease.release()
+        raise
 
 
 def _status(which: Which, models: Models) -> Answer:
@@ -168,59 +203,3 @@ def _status(which: Which, models: Models) -> Answer:
 
 def _metadata(which: Which, models: Models) -> Answer:
     return Answer(200, metadata.as_json(models.find(which.name, which.version, which.label)))
-
-
-class Application:
-    """The ASGI application. `timeout_s` None: no limit to the time that a request may take."""
-
-    def __init__(self, models: Models, pool: Executor, timeout_s: float | None = None, cors: bool = False):
-        self._models = models
-        self._pool = pool
-        self._timeout_s = timeout_s
-        self._cors = _CORS if cors else ()
-
-    async def __call__(
-        self,
-        scope: dict[str, Any],
-        receive: Callable[[], Awaitable[dict]],
-        send: Callable[[dict], Awaitable[None]],
-    ) -> None:
-        """Answers one request."""
-        if scope["type"] != "http":
-            return
-        body = await _body(receive)
-        if body is not None:
-            await self._send(await self._answer(_request(scope, body)), send)
-
-    async def _answer(self, request: Request) -> Answer:
-        running = asyncio.get_running_loop().run_in_executor(self._pool, handle, request, self._models)
-        try:
-            return await asyncio.wait_for(running, self._timeout_s)
-        except TimeoutError:
-            return failure(ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))
-        except asyncio.CancelledError:  # the server stops, and this request had its time
-            return failure(ServingError(Code.UNAVAILABLE, "The server is stopping"))
-
-    async def _send(self, answer: Answer, send: Callable[[dict], Awaitable[None]]) -> None:
-        headers = [(b"content-length", b"%d" % len(answer.body)), *self._cors]
-        if answer.body:
-            headers.append(_JSON)
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
-
-
-def _request(scope: dict[str, Any], body: bytes) -> Request:
-    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    return Request(scope["method"], target.decode("latin-1"), dict(scope["headers"]), body)
-
-
-async def _body(receive: Callable[[], Awaitable[dict]]) -> bytes | None:
-    """The whole body; None if the client left."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, rest
+from serve import config, framework, listeners, log, rest_server
 from serve.flags import Flags
 from serve.model import Model
 from serve.models import LoadPolicy, Models
@@ -80,7 +80,7 @@ def _reserve(flags: Flags) -> socket.socket | None:
 def _loader(flags: Flags) -> Callable[[Path], Model]:
     """What loads a version: its session, then its warm-up."""
     framework.lean()
-    from serve import grpc_api, session, warmup
+    from serve import grpc_prediction, session, warmup
 
     both = flags.tensorflow_session_parallelism
     options = session.SessionOptions(
@@ -94,7 +94,7 @@ def _loader(flags: Flags) -> Callable[[Path], Model]:
         if not flags.enable_model_warmup:
             return model
         try:
-            warmup.replay(model, path, grpc_api.answer_predict, flags.num_request_iterations_for_warmup)
+            warmup.replay(model, path, grpc_prediction.read_predict, flags.num_request_iterations_for_warmup)
         except BaseException:
             model.close()
             raise
@@ -110,10 +110,10 @@ async def _serve(flags: Flags, models: Models, http: socket.socket | None, began
     if models.stopping:
         log.info("stopped before it was ready")
         return
-    rest_server, grpc_server = _open(flags, models, http)
+    http_server, grpc_server = _open(flags, models, http)
     waiting: list[asyncio.Task] = [asyncio.create_task(stop.wait())]
-    if rest_server and http:
-        waiting.append(asyncio.create_task(rest_server.serve(sockets=[http])))
+    if http_server and http:
+        waiting.append(asyncio.create_task(http_server.serve(sockets=[http])))
     log.info(
         "ready",
         address=flags.address,
@@ -123,24 +123,24 @@ async def _serve(flags: Flags, models: Models, http: socket.socket | None, began
     )
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     log.info("draining", seconds=flags.drain_seconds)
-    await _drain(rest_server, grpc_server, waiting[1:], flags.drain_seconds)
+    await _drain(http_server, grpc_server, waiting[1:], flags.drain_seconds)
     log.info("stopped")
 
 
 def _open(flags: Flags, models: Models, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
-    from serve import grpc_api
+    from serve import grpc_server
 
     if http:
         listeners.open_http(http)
-    arguments = grpc_api.channel_arguments(flags.grpc_channel_arguments)
-    grpc_server = grpc_api.server(
+    arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
+    server = grpc_server.server(
         models,
         _threads(flags.grpc_max_threads),
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
     )
-    listeners.open_grpc(grpc_server, flags.address, flags.port, flags.grpc_socket_path)
-    return (_rest_server(flags, models) if http else None), grpc_server
+    listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path)
+    return (_rest_server(flags, models) if http else None), server
 
 
 def _threads(asked: int) -> int:
@@ -159,7 +159,7 @@ def _rest_server(flags: Flags, models: Models) -> _RestServer:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     timeout_s = flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None
     pool = ThreadPoolExecutor(_threads(flags.rest_api_num_threads), thread_name_prefix="rest")
-    application = rest.Application(models, pool, timeout_s, flags.rest_api_enable_cors_support)
+    application = rest_server.Application(models, pool, timeout_s, flags.rest_api_enable_cors_support)
     settings = uvicorn.Config(
         application,
         http="httptools",
@@ -175,11 +175,11 @@ def _rest_server(flags: Flags, models: Models) -> _RestServer:
     return _RestServer(settings)
 
 
-async def _drain(rest_server: Any, grpc_server: Any, tasks: list[asyncio.Task], seconds: float) -> None:
+async def _drain(http_server: Any, grpc_server: Any, tasks: list[asyncio.Task], seconds: float) -> None:
     """Refuses new requests, and gives those that run `seconds` to finish."""
     grpc_stopped = grpc_server.stop(seconds)
-    if rest_server:
-        rest_server.should_exit = True
+    if http_server:
+        http_server.should_exit = True
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, grpc_stopped.wait, seconds + 0.5)
     if tasks:

@@ -7,6 +7,7 @@ from typing import Any
 from serve import log
 from serve.model import Model
 from serve.status import Code, ServingError, invalid
+from serve.work import Work
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 RECORDS_AT_MOST = 1000
@@ -14,10 +15,10 @@ RECORDS_AT_MOST = 1000
 _LATER = ("classify_log", "regress_log", "multi_inference_log")
 
 
-def replay(model: Model, path: Path, predict: Callable[[Model, Any], object], iterations: int = 1) -> int:
+def replay(model: Model, path: Path, predict: Callable[[Model, Any], Work], iterations: int = 1) -> int:
     """Runs each record of a version's warm-up file and returns how many there were; 0 without a file.
 
-    `predict` answers a PredictRequest. Any record that fails fails the load: raises ServingError.
+    `predict` reads a PredictRequest. Any record that fails fails the load: raises ServingError.
     """
     file = path / FILE
     if not file.is_file():
@@ -31,10 +32,10 @@ def replay(model: Model, path: Path, predict: Callable[[Model, Any], object], it
     return count
 
 
-def _replay_one(model: Model, entry: Any, predict: Callable[[Model, Any], object]) -> None:
+def _replay_one(model: Model, entry: Any, predict: Callable[[Model, Any], Work]) -> None:
     kind = entry.WhichOneof("log_type")
     if kind == "predict_log":
-        predict(model, entry.predict_log.request)
+        predict(model, entry.predict_log.request).run(model)
     elif kind in _LATER:
         log.warning("warm-up record skipped", reason=f"{kind} is not implemented by this server")
     elif kind is not None:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -88,12 +87,6 @@ def job_image() -> str:
     done = support_engine.build("--tag", name, context=folder)
     assert done.returncode == 0, f"the jobs' image cannot be built:\n{done.stderr[-4000:]}"
     return name
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def digests(store: Path) -> dict[str, str]:

@@ -203,7 +203,7 @@ def walk(request, tmp_path_factory):
 def trivy_mirror(tmp_path_factory):
     """The address of a registry with a vulnerability database, as a team's mirror has it."""
     support_registry.need_registry()
-    folder, port = tmp_path_factory.mktemp("mirror"), support_pipelines.free_port()
+    folder, port = tmp_path_factory.mktemp("mirror"), support_registry.free_port()
     child = support_registry.serve(folder / "registry", port)
     yield support_pipelines.offer_database(folder, f"127.0.0.1:{port}/mirror/trivy-db")
     child.kill()

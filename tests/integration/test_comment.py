@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import comment, report
 from pipeline.errors import NoData
-from pipeline.runner import Row
+from pipeline.row import Row
 from pipeline.settings import Bound
 from pipeline.stages import Decided
 

@@ -71,7 +71,7 @@ def test_a_training_without_a_seed_is_found_out_by_its_second_execution(tmp_path
             r"train/model/weights\.npz: first [0-9a-f]{64}, then [0-9a-f]{64}", str(caught.value)
         )
         newest = house.runner().store.newest_record("train")
-        made = house.runner().trust.verify(house.blob(newest).read_bytes()).record
+        made = house.runner().authority.trust.verify(house.blob(newest).read_bytes()).record
         assert made.outcome == "failed"
         assert 0.001 < made.numbers["largest_difference"] < 100
 

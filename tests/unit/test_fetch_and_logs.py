@@ -12,7 +12,8 @@ from pipeline import fetch, gc, logs, trees
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, ProgramFailed, SettingsError
 from pipeline.execution import Paths
-from pipeline.runner import Row, Runner
+from pipeline.row import Row
+from pipeline.runner import Runner
 from pipeline.settings import Retention
 from pipeline.stages import Facts
 from pipeline.store import blob, open_store

@@ -10,7 +10,8 @@ from pipeline import gc, trees
 from pipeline.digest import Digests
 from pipeline.errors import GateRefused, IntegrityError, LostRace, SettingsError
 from pipeline.execution import Paths
-from pipeline.runner import Runner, alone, deployment_lock
+from pipeline.locks import alone, deployment_lock
+from pipeline.runner import Runner
 from pipeline.settings import Retention
 from pipeline.store import Entry, blob, open_store
 from tests.support import settings

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
+from pipeline.authority import Authority
 from pipeline.digest import Digests
 from pipeline.errors import IntegrityError
 from pipeline.execution import Paths
 from pipeline.heads import Heads
-from pipeline.runner import Runner
 from pipeline.store import Entry, open_store
 from tests.support import settings
 
@@ -129,7 +129,7 @@ def test_a_store_in_cis_checkout_may_have_less_than_the_pipeline_before_had(
 
     def revision() -> int:
         named = settings({"store": f"file:{place.format(root)}"})
-        heads = Runner(named, paths, store, Digests(tmp_path / "digests")).heads
+        heads = Authority(named, paths, store, Digests(tmp_path / "digests")).heads
         channel = heads.channel("production")
         heads.remember(channel)
         return channel.revision

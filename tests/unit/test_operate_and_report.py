@@ -8,7 +8,8 @@ import pytest
 
 from pipeline import approval, ci, operate, report
 from pipeline.errors import GateRefused, SettingsError
-from pipeline.runner import Row, needed, refuse_unprotected
+from pipeline.row import Row
+from pipeline.runner import needed, refuse_unprotected
 from pipeline.settings import Bound
 from pipeline.stages import BY_NAME, Decided, Outcome
 from pipeline.store import Entry, open_store

@@ -84,7 +84,7 @@ def test_two_executions_that_agree_are_recorded_as_such_and_the_first_is_kept(tw
 
 def test_the_class_that_was_reached_is_in_the_signed_record(twice):
     sha256 = twice.walk(*BOTH).done["train"].sha256
-    trusted = twice.runner().trust.verify(twice.blob(sha256).read_bytes())
+    trusted = twice.runner().authority.trust.verify(twice.blob(sha256).read_bytes())
     assert trusted.record.reproducible == "bit-identical in 2 executions"
 
 
@@ -103,7 +103,7 @@ def test_two_executions_that_differ_fail_the_stage_and_leave_no_checkpoint_that_
     assert "train/model/weights.npz: first" in str(caught.value)
     maker = twice.runner()
     sha256 = maker.store.newest_record("train")
-    made = maker.trust.verify(twice.blob(sha256).read_bytes()).record
+    made = maker.authority.trust.verify(twice.blob(sha256).read_bytes()).record
     assert (made.outcome, made.reproducible, made.numbers["largest_difference"]) == ("failed", "", 0.25)
     assert made.decided["number"] == 0.25
     assert list((twice.paths.state / "work").iterdir()) == []

@@ -149,14 +149,18 @@ def wait_until(condition):
 X = np.ones(2, np.float32)
 
 
+def run(signature, inputs, output_filter=()):
+    return predict.work(signature, inputs, lambda outputs: outputs, output_filter).run(Doubler())
+
+
 def test_predict_answers_the_outputs_that_are_asked_for_sorted():
-    assert list(predict.run(Doubler(), SIGNATURE, {"x": X})) == ["same", "y"]
-    assert predict.run(Doubler(), SIGNATURE, {"x": X}, ["y"])["y"].tolist() == [2, 2]
+    assert list(run(SIGNATURE, {"x": X})) == ["same", "y"]
+    assert run(SIGNATURE, {"x": X}, ["y"])["y"].tolist() == [2, 2]
 
 
 def test_inputs_with_defaults_may_be_left_out():
     signature = Signature(SIGNATURE.inputs, SIGNATURE.outputs, {"x": X * 5})
-    assert predict.run(Doubler(), signature, {})["y"].tolist() == [10, 10]
+    assert run(signature, {})["y"].tolist() == [10, 10]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_inputs_with_defaults_may_be_left_out():
 )
 def test_predict_refuses_what_the_signature_does_not_have(inputs, output_filter, message):
     with pytest.raises(ServingError) as caught:
-        predict.run(Doubler(), SIGNATURE, inputs, output_filter)
+        run(SIGNATURE, inputs, output_filter)
     assert str(caught.value) == f"INVALID_ARGUMENT: {message}"
 
 

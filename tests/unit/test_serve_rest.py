@@ -13,7 +13,8 @@ from serve import dtypes
 from serve.config import ModelConfig, Policy
 from serve.model import Signature, TensorSpec
 from serve.models import LoadPolicy, Models, State
-from serve.rest import Application, Request, handle
+from serve.rest import Request, handle
+from serve.rest_server import Application
 from serve.status import Code, ServingError, http_status
 
 X = {"x": TensorSpec("x:0", dtypes.FLOAT)}

@@ -1,0 +1,43 @@
+"""The gRPC server: TF Serving's services on one port.
+
+Needs `serve.framework.lean` (or TensorFlow itself) before it is imported: the messages build on TensorFlow's.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+
+from serve.grpc_models import ModelService
+from serve.grpc_prediction import PredictionService
+from serve.models import Models
+
+MESSAGE_BYTES_AT_MOST = 2**31 - 1
+
+
+def server(
+    models: Models,
+    threads: int,
+    *,
+    as_content: bool = False,
+    arguments: list[tuple[str, int | str]] | None = None,
+) -> grpc.Server:
+    """A gRPC server with both services, not yet bound or started."""
+    options = [
+        ("grpc.max_send_message_length", MESSAGE_BYTES_AT_MOST),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_AT_MOST),
+        ("grpc.so_reuseport", 0),
+        *(arguments or []),
+    ]
+    made = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionService(models, as_content), made
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), made)
+    return made
+
+
+def channel_arguments(text: str) -> list[tuple[str, int | str]]:
+    """Reads `k=v,k=v`; a value is a number if it reads as one."""
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    return [(key, int(value) if value.lstrip("-").isdecimal() else value) for key, _, value in pairs]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -243,19 +244,24 @@ def limit(model: Model, seconds: float) -> Limit:
     """TensorFlow alone, in a process of its own. Raises ProgramFailed."""
     argv = [sys.executable, "-m", "bench.serve.limit", str(model.folder), str(seconds)]
     begun = time.monotonic()
-    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert child.stdout is not None
-    try:
-        first = child.stdout.readline()
-        start_s = time.monotonic() - begun
-        rest, _ = child.communicate(timeout=_LIMIT_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise ProgramFailed(f"TensorFlow alone did not end within {_LIMIT_TIMEOUT_S} s") from None
-    finally:
-        child.kill()
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        watch = threading.Timer(_LIMIT_TIMEOUT_S, child.kill)
+        watch.start()
+        try:
+            first = child.stdout.readline()
+            start_s = time.monotonic() - begun
+            rest = list(child.stdout)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            watch.cancel()
     if not first or child.returncode:
-        raise ProgramFailed(f"TensorFlow alone could not run {model.name}: {' '.join(argv)}")
-    memory, *found = map(json.loads, rest.splitlines())
+        raise ProgramFailed(
+            f"TensorFlow alone could not run {model.name} within {_LIMIT_TIMEOUT_S} s: {' '.join(argv)}"
+        )
+    memory, *found = map(json.loads, rest)
     speeds = {
         each["batch"]: {int(callers): speed for callers, speed in each["rows_per_s"].items()}
         for each in found

@@ -21,10 +21,10 @@ from pipeline import run
 from pipeline.errors import ProgramFailed
 
 _MARK = "BENCH_SERVE_MARK"
-_START_TIMEOUT_S = 120
+_START_TIMEOUT_S = 180
 # What a server answers while it has not loaded its model yet.
 _NOT_YET = (404, 500, 502, 503)
-_ANSWER_TIMEOUT_S = 60
+_ANSWER_TIMEOUT_S = 30
 _GRACE_S = 8
 _POLL_S = 0.02
 

@@ -160,7 +160,7 @@ def test_specific_versions_are_served_and_no_others(models):
         ),
         (
             lambda path, models: path.symlink_to(models / "cold" / "1"),
-            "input size does not match signature: 1!=1",
+            "Signature input alias: x(feed name: x:0) not found",
         ),
     ],
 )

@@ -34,11 +34,11 @@ def maker(flags: Flags, observer: Observer | None = None) -> Callable[[Model, Pa
 
 
 def _runners(model: Model) -> int:
-    """Runs that are joined, and others beside them: while one runs, the next is put together or taken apart.
+    """Joined runs at once. A run that uses all processors has none beside it: two take longer than one after another.
 
-    Models whose runs keep to one thread may use more processors; more than a few would make batches small.
+    Of models whose runs keep to one thread more may run, but more than a few would make batches small.
     """
-    return min(4 if getattr(model, "in_one_thread", False) else 2, len(os.sched_getaffinity(0)))
+    return min(4, len(os.sched_getaffinity(0))) if getattr(model, "in_one_thread", False) else 1
 
 
 def _batching(flags: Flags, options: Options) -> Callable[[Model, Path], Queued]:

@@ -3,6 +3,7 @@
 TensorFlow is imported by its inner modules; see `serve.framework`.
 """
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,12 +59,24 @@ class SavedModel:
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Sequence[np.ndarray]:
         """Feeds tensors of any shape (TF Serving does not enforce the signature's) and returns others."""
-        names = tuple(feeds)
+        names = tuple(sorted(feeds))
         try:
-            found = self._callable(names, tuple(fetches))(*feeds.values())
+            found = self._callable(names, tuple(fetches))(*[feeds[name] for name in names])
         except errors.OpError as error:
             raise _serving_error(error) from error
         return [dtypes.as_tensor(value) for value in found]
+
+    def prepare(self) -> None:
+        """Makes ready what Predict runs of each signature, as a model's first client would wait for that.
+
+        Seconds for a large graph, in which other threads go on. What cannot be prepared fails when it is asked for.
+        """
+        for signature in self.signatures.values():
+            feeds = tuple(sorted(spec.name for spec in signature.inputs.values()))
+            fetches = tuple(sorted({spec.name for spec in signature.outputs.values()}))
+            if feeds and all(feeds) and all(fetches):
+                with contextlib.suppress(errors.OpError, ValueError):
+                    self._callable(feeds, fetches)
 
     def close(self) -> None:
         """Ends the session; variables and graph are freed with it."""
@@ -71,11 +84,15 @@ class SavedModel:
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
         found = self._callables.get((feeds, fetches))
-        if found is None:
-            options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-            if self.in_one_thread:
-                options.run_options.inter_op_thread_pool = _CALLERS_THREAD
-            with self._lock:
+        if found is not None:
+            return found
+        # TensorFlow prepares the graph for it, which may take a second; who comes meanwhile waits.
+        with self._lock:
+            found = self._callables.get((feeds, fetches))
+            if found is None:
+                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+                if self.in_one_thread:
+                    options.run_options.inter_op_thread_pool = _CALLERS_THREAD
                 found = self._session._make_callable_from_options(options)
                 if len(self._callables) >= _CALLABLES_AT_MOST:
                     del self._callables[next(iter(self._callables))]
@@ -105,7 +122,9 @@ def load(path: Path, options: SessionOptions) -> SavedModel:
 
 def _model(session: Any, meta_graph: Any, options: SessionOptions) -> SavedModel:
     in_one_thread = options.intra_op_threads == options.inter_op_threads == 1
-    return SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
+    model = SavedModel(session, meta_graph.signature_def, options.check_method_names, in_one_thread)
+    model.prepare()
+    return model
 
 
 def _threads(path: Path, options: SessionOptions) -> SessionOptions:

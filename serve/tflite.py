@@ -33,6 +33,8 @@ warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is depreca
 class TFLiteModel:
     """A TFLite model that can be run from several threads at once."""
 
+    in_one_thread = True  # each interpreter has one
+
     def __init__(self, content: bytes, first: "_Interpreter", signature_defs: Mapping[str, Any], check: bool):
         self._content = content
         self._idle = [first]

@@ -150,3 +150,25 @@ def test_large_model_uses_all_processors_for_a_run(models, tmp_path):
     model = session.load(version, session.SessionOptions())
     assert not model.in_one_thread
     model.close()
+
+
+def test_runs_of_each_signature_are_prepared_when_a_model_is_loaded(models):
+    from serve import session
+
+    model = session.load(models / "kinds" / "1", session.SessionOptions())
+    prepared = dict(model._callables)
+    for signature in model.signatures.values():
+        if signature.inputs:
+            feeds = sorted(spec.name for spec in signature.inputs.values())
+            assert (
+                tuple(feeds),
+                tuple(sorted({spec.name for spec in signature.outputs.values()})),
+            ) in prepared
+    both = model.signatures["serving_default"]
+    a, b = both.inputs["a"].name, both.inputs["b"].name
+    fetches = sorted(spec.name for spec in both.outputs.values())
+    for feeds in ({a: np.float32([1]), b: np.int32([2])}, {b: np.int32([2]), a: np.float32([1])}):
+        found = dict(zip(fetches, model.run(feeds, fetches), strict=True))
+        assert found[both.outputs["sum"].name].tolist() == [3]
+    assert model._callables == prepared
+    model.close()

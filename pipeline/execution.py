@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import record, reproduce, run, trees
+from pipeline import locked, record, reproduce, run, trees
 from pipeline.checkpoints import Shelf
 from pipeline.child import result_path
 from pipeline.digest import Digests
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
 from pipeline.keeper import Keeper
-from pipeline.key import LOCK
 from pipeline.keys import APPROVAL_VARIABLE, KEY_VARIABLE, Signer
+from pipeline.locked import LOCK
 from pipeline.record import Record
 from pipeline.settings import Bound, Settings
 from pipeline.stages import Decided, Facts, Outcome, Result, Stage
@@ -162,8 +162,11 @@ class Executor:
     def call(self, work: Work, out: Path, lasting: Path) -> Result:
         """Runs a stage in a process of its own: task in, result out. Records nothing.
 
-        It writes to `out`, which is emptied before, and may leave in `lasting` what helps it after a kill.
+        It writes to `out`, which is emptied before, and may leave in `lasting` what helps it after a kill. Raises
+        ProgramFailed where the environment is not the lock's, before or after: `make` elsewhere may have changed it.
         """
+        lock = (self.paths.root / LOCK).read_text()
+        locked.demand(lock)
         task_path = out.with_name(f"{out.name}.json")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
@@ -177,12 +180,15 @@ class Executor:
                 timeout_s=getattr(own, "timeout_s", _DAY_S),
                 cwd=self.paths.root,
                 # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
-                env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
+                # Nor has it packages from elsewhere than the environment that its record names.
+                env={"PYTHONHASHSEED": "0", "PYTHONPATH": None, "PYTHONNOUSERSITE": "1"}
+                | {KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
                 grace_s=_CHECKPOINT_GRACE_S if work.stage.resumes else None,
             )
         except (KeyboardInterrupt, ProgramFailed):  # stopped, or out of time
             _tell_last_words(task_path)
             raise
+        locked.demand(lock)
         return _answer(work.stage, status, task_path)
 
     def _task(self, work: Work, out: Path, lasting: Path) -> dict:

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from pipeline import yaml_text
 from pipeline.errors import SettingsError
 from pipeline.settings import Bound, Settings
 
 _REFERENCE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<or>:?-)?(?P<default>[^}]*)\})")
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -34,16 +34,13 @@ def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ) -> Any
     """
     reader = _Reader(path.name, environ)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        root = yaml_text.compose(path.read_text(encoding="utf-8"), path.name)
     except FileNotFoundError:
         raise SettingsError(
             f"{path} does not exist. Run this in the repository's root, or name a file with --settings."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{path.name}:{line}: is not YAML: {error.problem}") from error
     found = reader.section(kind, root, "")
     if isinstance(found, Settings) and not reader.faults:
         reader.check_relations(found)

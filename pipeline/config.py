@@ -25,16 +25,17 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     return read(Settings, path, environ)
 
 
-def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ) -> Any:
+def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ, called: str = "") -> Any:
     """Reads a YAML file into a frozen dataclass of `kind`, whose fields carry their limits (`settings.option`).
 
     `${NAME}`, `${NAME-default}` and `${NAME:-default}` are filled from `environ` as
     Compose does; `$$` is a dollar. Raises SettingsError with one line per fault, each
-    as `pipeline.yaml:LINE: path: what, what is allowed`.
+    as `pipeline.yaml:LINE: path: what, what is allowed`; `called` is the name of a file that is being made.
     """
-    reader = _Reader(path.name, environ)
+    called = called or path.name
+    reader = _Reader(called, environ)
     try:
-        root = yaml_text.compose(path.read_text(encoding="utf-8"), path.name)
+        root = yaml_text.compose(path.read_text(encoding="utf-8"), called)
     except FileNotFoundError:
         raise SettingsError(
             f"{path} does not exist. Run this in the repository's root, or name a file with --settings."

@@ -48,7 +48,13 @@ class Paths:
             raise SettingsError(
                 f"{root} has no {LOCK}: this is not the repository's root. Run the command there."
             )
-        state = root / os.environ.get("TIDEGATE_STATE", ".tidegate")
+        # Empty is unset, as CI has a variable that nobody filled.
+        state = root / (os.environ.get("TIDEGATE_STATE") or ".tidegate")
+        if state.resolve() == root.resolve():
+            raise SettingsError(
+                f"TIDEGATE_STATE: {state} is the repository itself, and keys would lie among its files. Name a folder of "
+                "its own."
+            )
         if state.exists() and not state.is_dir():
             raise SettingsError(f"TIDEGATE_STATE: {state} is not a folder")
         return cls(root, settings, root / "build", state)

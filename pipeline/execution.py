@@ -30,6 +30,8 @@ from pipeline.store import Store
 _DAY_S = 86_400.0
 # A stage that writes a checkpoint when it is stopped; those who take a machine away give 30 to 120 s of notice.
 _CHECKPOINT_GRACE_S = 100.0
+# A stage that keeps its limit itself says more than that it was late; its own last words take this long.
+_MARGIN_S = 10.0
 _BUG = 1
 
 
@@ -52,8 +54,8 @@ class Paths:
         state = root / (os.environ.get("TIDEGATE_STATE") or ".tidegate")
         if state.resolve() == root.resolve():
             raise SettingsError(
-                f"TIDEGATE_STATE: {state} is the repository itself, and keys would lie among its files. Name a folder of "
-                "its own."
+                f"TIDEGATE_STATE: {state} is the repository itself, and keys would lie among its files. Name a folder "
+                "of its own."
             )
         if state.exists() and not state.is_dir():
             raise SettingsError(f"TIDEGATE_STATE: {state} is not a folder")
@@ -179,11 +181,14 @@ class Executor:
         lasting.mkdir(parents=True, exist_ok=True)
         result_path(task_path).unlink(missing_ok=True)
         task_path.write_text(json.dumps(self._task(work, out, lasting)))
-        own = getattr(self.settings, work.stage.name, None)
+        name = work.stage.name
+        limit_s = getattr(getattr(self.settings, name, None), "timeout_s", _DAY_S)
         try:
             status = run.attend(
                 [sys.executable, "-m", "pipeline.child", str(task_path)],
-                timeout_s=getattr(own, "timeout_s", _DAY_S),
+                timeout_s=limit_s + _MARGIN_S,
+                late=f"{name} did not end within {limit_s:g} s and was stopped; "
+                f"if it needs longer, raise {name}.timeout_s.",
                 cwd=self.paths.root,
                 # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
                 # Nor has it packages from elsewhere than the environment that its record names.

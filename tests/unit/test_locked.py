@@ -1,5 +1,7 @@
 """Whether an environment is what the lock names, and what goes before another lock is installed."""
 
+import dataclasses
+
 import pytest
 
 from pipeline import locked
@@ -124,3 +126,21 @@ def test_a_stage_has_no_packages_from_elsewhere(house, monkeypatch):
     house.walk("data")
     assert given["PYTHONPATH"] is None
     assert given["PYTHONNOUSERSITE"] == "1"
+
+
+def test_a_stage_that_is_late_is_told_by_its_name_and_setting_and_may_say_so_itself_before(
+    house, monkeypatch
+):
+    given = {}
+
+    def attend(argv, timeout_s, late, **_):
+        given.update(timeout_s=timeout_s, late=late)
+        return attend_here(argv)
+
+    monkeypatch.setattr("pipeline.run.attend", attend)
+    house.put(dataclasses.replace(DATA, name="scan"))
+    house.walk("scan")
+    limit_s = house.runner().settings.scan.timeout_s
+    assert given["timeout_s"] > limit_s
+    assert given["late"].startswith(f"scan did not end within {limit_s:g} s and was stopped")
+    assert "raise scan.timeout_s" in given["late"]

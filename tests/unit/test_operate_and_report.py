@@ -300,5 +300,5 @@ def test_the_repository_itself_is_no_place_for_keys(tmp_path, monkeypatch, state
     (tmp_path / "requirements.txt").write_text("")
     (tmp_path / "sub").mkdir()
     monkeypatch.setenv("TIDEGATE_STATE", state)
-    with pytest.raises(SettingsError, match="TIDEGATE_STATE: .* is the repository itself"):
+    with pytest.raises(SettingsError, match=r"TIDEGATE_STATE: .* is the repository itself"):
         Paths.of(tmp_path, tmp_path / "pipeline.yaml")

@@ -151,3 +151,24 @@ def test_ctrl_c_ends_an_attended_program_and_what_it_started(tmp_path):
     parent.send_signal(signal.SIGINT)
     assert parent.wait(10) != 0
     assert all(gone(int(pid)) for pid in pids.read_text().split())
+
+
+def test_a_stage_that_is_told_to_stop_within_a_finalizer_stops_without_a_word():
+    script = """
+        import os, signal, time
+        from pipeline import child
+        child._end_with(os.getppid())
+        class Resource:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+        try:
+            Resource()
+            time.sleep(60)
+        finally:
+            print("put in order")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "put in order\n", "")

@@ -27,6 +27,7 @@ _SHORT = {
     "store": ("--sizes", "10", "100", "1000"),
 }
 _EPILOG = """Each has options of its own: python -m bench.image --help.
+Model servers stand apart, as they take 25 minutes: python -m bench.serve --help.
 A figure is a result, never a pass or a failure. The machine should do nothing else meanwhile."""
 
 

@@ -32,8 +32,9 @@ def main(arguments: list[str]) -> int:
         return 0
     if line.unknown:
         print("".join(f"unknown argument: {argument}\n" for argument in line.unknown) + usage(), flush=True)
+    log.write_as(line.flags.log_format)
     for name in line.idle:
-        log.warning("flag without effect yet", flag=f"--{name}")
+        log.warning("flag without effect here", flag=f"--{name}")
     return _serve(line.flags, began)
 
 

@@ -1,16 +1,19 @@
 """Which models to serve, and which of their versions: from flags, or from a model config file."""
 
-import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve import log
+from serve import sampling
 from serve.flags import Flags
+from serve.sampling import Sampling
 from serve.status import invalid
 
 _INT64_AT_MOST = 2**63 - 1
+_PLATFORM = "tensorflow"
+_FILE = "file://"
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,21 @@ class Policy:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model to serve: its name, the folder above its versions, which versions."""
+    """A model to serve: its name, the folder above its versions, which versions, their labels, what is logged of it."""
 
     name: str
     base_path: Path
     policy: Policy = Policy()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    sampling: Sampling | None = None
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
-    """The version folders below a base path; a name counts if it is a whole number (`007` is 7).
+    """The versions below a base path; any child counts whose whole name is a number (`007` is 7).
 
     Of two names of the same number the one that sorts last wins. Raises OSError if the path cannot be listed.
     """
-    children = sorted(child for child in base_path.iterdir() if child.is_dir())
-    numbered = {_version(child.name): child for child in children}
+    numbered = {_version(name): base_path / name for name in sorted(os.listdir(base_path))}  # noqa: PTH208 (ten times faster)
     return {version: path for version, path in numbered.items() if version is not None}
 
 
@@ -56,11 +60,14 @@ def _version(name: str) -> int | None:
 def from_flags(flags: Flags) -> list[ModelConfig]:
     """The models that the command line asks for. Raises INVALID_ARGUMENT."""
     if flags.model_config_file:
-        return _from_file(flags.model_config_file)
+        return read_file(flags.model_config_file) or []
     if not flags.model_base_path:
         raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
     policy = parse_policy(flags.model_version_policy)
-    return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy)]
+    logged = None
+    if flags.request_log_prefix:
+        logged = sampling.checked(flags.request_log_sampling_rate, flags.request_log_prefix)
+    return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy, sampling=logged)]
 
 
 def parse_policy(text: str) -> Policy:
@@ -78,54 +85,67 @@ def parse_policy(text: str) -> Policy:
     raise invalid(f"--model_version_policy={text} is none of latest, latest:N, all, specific:1,3")
 
 
-def _from_file(path: str) -> list[ModelConfig]:
-    from google.protobuf import text_format
+def read_file(path: str, known: Iterable[str] = ()) -> list[ModelConfig] | None:
+    """The models of a text-format ModelServerConfig; None if it says nothing. Raises INVALID_ARGUMENT.
+
+    What protobuf cannot read is told on stderr in its C++ library's words, as TF Serving's clients look for these.
+    """
     from tensorflow_serving.config import model_server_config_pb2
 
-    config = model_server_config_pb2.ModelServerConfig()
-    try:
-        text_format.Parse(Path(path).read_bytes(), config)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        print(
-            f"Error parsing text-format tensorflow.serving.ModelServerConfig: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
-        raise invalid(f"Invalid protobuf file: '{path}'") from error
+    from serve import text_protos
+
+    config = text_protos.read(path, model_server_config_pb2.ModelServerConfig)
     if config.HasField("custom_model_config"):
         raise invalid("custom_model_config is not supported; list the models in model_config_list")
-    return models(config.model_config_list.config)
+    return models(config.model_config_list.config, known) if config.HasField("model_config_list") else None
 
 
-def models(configs: Iterable[Any]) -> list[ModelConfig]:
-    """The models of a ModelConfigList's `config`. Raises INVALID_ARGUMENT."""
-    found: dict[str, ModelConfig] = {}
-    for config in configs:
-        if config.name in found:
+def models(configs: Iterable[Any], known: Iterable[str] = ()) -> list[ModelConfig]:
+    """The models of a ModelConfigList's `config`. `known` are those served now. Raises INVALID_ARGUMENT."""
+    listed = list(configs)
+    names = [config.name for config in listed]
+    for config in listed:
+        if names.count(config.name) > 1:
             raise invalid(f"Illegal to list model {config.name} multiple times in config list")
-        _check(config)
-        found[config.name] = ModelConfig(config.name, Path(config.base_path), _policy(config))
-    return list(found.values())
-
-
-def _check(config: Any) -> None:
-    if config.model_type and config.model_platform:
-        raise invalid("Illegal setting both ModelServerConfig::model_type (deprecated) and model_platform.")
-    if not config.model_type and not config.model_platform:
-        raise invalid(
-            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor model_platform."
+        _check_base_path(config)
+    for config in listed:
+        _check_platform(config, config.name in known)
+    return [
+        ModelConfig(
+            config.name,
+            Path(config.base_path.removeprefix(_FILE)),
+            _policy(config),
+            dict(config.version_labels),
+            sampling.read(config.logging_config) if config.HasField("logging_config") else None,
         )
-    platform = config.model_platform or {1: "tensorflow"}.get(config.model_type, "other")
-    if platform != "tensorflow":
-        raise invalid(f"Model {config.name} requests unsupported platform {platform}")
-    if not Path(config.base_path).is_absolute():
+        for config in listed
+    ]
+
+
+def _check_base_path(config: Any) -> None:
+    path = config.base_path.removeprefix(_FILE)
+    if "://" in path:
+        raise invalid(f"model {config.name}: this server reads local folders only; got base_path()={path}")
+    if not Path(path).is_absolute():
         raise invalid(
             f"Expected model {config.name} to have an absolute path or URI; got base_path()={config.base_path}"
         )
-    for part in ("version_labels", "logging_config"):
-        is_set = bool(config.version_labels) if part == "version_labels" else config.HasField(part)
-        if is_set:
-            log.warning("without effect yet", model=config.name, config=part)
+
+
+def _check_platform(config: Any, is_known: bool) -> None:
+    both = "ModelServerConfig::model_type (deprecated) {} ModelServerConfig::model_platform."
+    if config.model_type and config.model_platform:
+        raise invalid("Illegal setting both " + both.format("and"))
+    if not config.model_type and not config.model_platform:
+        raise invalid("Illegal setting neither " + both.format("nor"))
+    platform = config.model_platform or {1: _PLATFORM}.get(config.model_type, "other")
+    if platform != _PLATFORM and is_known:
+        raise invalid(
+            f"Illegal to change a model's platform. For model {config.name} platform was {_PLATFORM} "
+            f"and new platform requested is {platform}"
+        )
+    if platform != _PLATFORM:
+        raise invalid(f"Model {config.name} requests unsupported platform {platform}")
 
 
 def _policy(config: Any) -> Policy:

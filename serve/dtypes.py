@@ -54,6 +54,7 @@ _OTHER_NAMES = {
     20: "resource",
     21: "variant",
 }
+_REFERENCE = 100
 _NUMBERS = {dtype.numpy: number for number, dtype in DTYPES.items()}
 
 
@@ -64,6 +65,26 @@ def name_of(number: int) -> str:
     return _OTHER_NAMES.get(number, f"unknown dtype enum ({number})")
 
 
+def is_known(number: int) -> bool:
+    """Whether TensorFlow has such a type; those without elements here (resource …) are known, too."""
+    return number in DTYPES or number in _OTHER_NAMES
+
+
+def of(tensor: np.ndarray, otherwise: int = 0) -> int:
+    """TensorFlow's number of what a tensor holds; `otherwise` where numpy's type says nothing."""
+    return STRING if tensor.dtype == object else number_of(tensor.dtype) or otherwise
+
+
+def as_tensor(value: Any) -> np.ndarray:
+    """What TensorFlow gave, as an array. A single string stays as it is: numpy would cut zero bytes off."""
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
+
+
 def number_of(dtype: np.dtype) -> int | None:
     """TensorFlow's number of a numpy type (byte and text strings included); None where it has none."""
     return STRING if dtype.kind in "SU" else _NUMBERS.get(dtype)
+
+
+def without_reference(number: int) -> int:
+    """The type of what a reference to a TF1 variable holds; other types are themselves."""
+    return number - _REFERENCE if number > _REFERENCE else number

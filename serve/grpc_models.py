@@ -1,23 +1,26 @@
 """TF Serving's ModelService over gRPC: what state the models are in, and which there should be."""
 
+from collections.abc import Callable
 from typing import Any
 
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
 
-from serve import grpc_spec
-from serve.grpc_status import answered, later
+from serve import config, grpc_spec
+from serve.grpc_status import answered
 from serve.models import Models
+from serve.observe import Observer, Seen
 from serve.status import invalid
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
+    """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, models: Models):
+    def __init__(self, models: Models, observer: Observer):
         self._models = models
+        self.observer = observer
 
     @answered
-    def GetModelStatus(self, request: Any) -> Any:
+    def GetModelStatus(self, request: Any, _seen: Seen) -> Any:
         """Tells the state of a model's versions."""
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
@@ -28,4 +31,28 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             told.status.error_message = version.error.message if version.error else ""
         return response
 
-    HandleReloadConfigRequest = later("HandleReloadConfigRequest")
+    def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
+        """Replaces the config; answers when every new model is available."""
+        return _reload(self, (request, context.is_active), context)
+
+    def reload(self, request: Any, awaited: Callable[[], bool]) -> Any:
+        """The same without a connection; `awaited` says whether the client is still there."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported"
+            )
+        before = self.observer.metrics.totals(request.metric_names)
+        wanted = config.models(request.config.model_config_list.config, self._models.configs)
+        self._models.reload(wanted, awaited)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.error_code = 0
+        after = self.observer.metrics.totals(request.metric_names)
+        for name in request.metric_names:
+            response.metric.add(name=name, int64_value_increase=after[name] - before[name])
+        return response
+
+
+@answered
+def _reload(service: ModelService, asked: tuple[Any, Callable[[], bool]], _seen: Seen) -> Any:
+    return service.reload(*asked)

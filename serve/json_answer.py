@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from serve import dtypes
+from serve import dtypes, json_numbers
 from serve.json_request import Form
 from serve.status import invalid
 
 
 def answer(form: Form, outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> bytes:
     """The JSON answer. `types` gives each output's number of tensorflow.DataType."""
-    for alias in outputs:
-        if types[alias] not in _WRITERS:
-            raise invalid(f"Failed to write JSON value for tensor type: {dtypes.name_of(types[alias])}")
     text = _rows(outputs, types) if form is Form.ROWS else _columns(outputs, types)
     return text.encode("utf-8", "surrogateescape")
 
@@ -53,44 +50,24 @@ def _columns(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str
 
 def _nested(tensor: np.ndarray, kept: int, alias: str, dtype: int) -> list[str]:
     """The JSON of a tensor's parts below its first `kept` dimensions, in order."""
-    texts = _writer(alias, dtype)(tensor.reshape(-1))
-    for level in range(tensor.ndim - 1, kept - 1, -1):
+    levels = tensor.ndim
+    if dtype in (dtypes.FLOAT, dtypes.DOUBLE) and tensor.ndim > kept:
+        levels -= 1
+        lists = tensor.reshape(math.prod(tensor.shape[:levels]), tensor.shape[levels])
+        texts = [f"[{numbers}]" for numbers in json_numbers.rows(lists)]
+    else:
+        texts = _writer(alias, dtype)(tensor.reshape(-1))
+    for level in range(levels - 1, kept - 1, -1):
         width, count = tensor.shape[level], math.prod(tensor.shape[:level])
         texts = [f"[{', '.join(texts[at * width : (at + 1) * width])}]" for at in range(count)]
     return texts
 
 
 def _writer(alias: str, dtype: int) -> Callable[[np.ndarray], list[str]]:
+    if dtype not in _WRITERS:
+        raise invalid(f"Failed to write JSON value for tensor type: {dtypes.name_of(dtype)}")
     is_bytes = dtype == dtypes.STRING and alias.endswith("_bytes")
     return _base64_texts if is_bytes else _WRITERS[dtype]
-
-
-def _float_texts(values: np.ndarray) -> list[str]:
-    return _shortest(values, "%.9g")
-
-
-def _double_texts(values: np.ndarray) -> list[str]:
-    return _shortest(values, "%.17g")
-
-
-def _shortest(values: np.ndarray, exact: str) -> list[str]:
-    """Six significant digits where they read back equal, else as many as the type needs."""
-    numbers = values.tolist()
-    texts = ["%.6g" % number for number in numbers]  # noqa: UP031 (half the time of format())
-    with np.errstate(over="ignore"):
-        equal = np.array(texts, np.float64).astype(values.dtype) == values
-    for at in np.flatnonzero(~equal).tolist():
-        texts[at] = exact % numbers[at]
-    return [_as_double(text) for text in texts]
-
-
-_NOT_FINITE = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-
-
-def _as_double(text: str) -> str:
-    if "." in text or "e" in text:
-        return text
-    return _NOT_FINITE.get(text) or text + ".0"
 
 
 def _integer_texts(values: np.ndarray) -> list[str]:
@@ -125,8 +102,8 @@ _INTEGER_TYPES: Sequence[int] = (
     dtypes.UINT64,
 )
 _WRITERS = dict.fromkeys(_INTEGER_TYPES, _integer_texts) | {
-    dtypes.FLOAT: _float_texts,
-    dtypes.DOUBLE: _double_texts,
+    dtypes.FLOAT: json_numbers.texts,
+    dtypes.DOUBLE: json_numbers.texts,
     dtypes.BOOL: _boolean_texts,
     dtypes.STRING: _string_texts,
 }

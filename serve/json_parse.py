@@ -8,37 +8,75 @@ below, which is slower and never recurses, and words its errors as RapidJSON doe
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import NoReturn
 
 import orjson
 
+from serve import json_plain
 from serve.status import invalid
 
 DEBUG_BYTES = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
 class Document:
-    """A request's JSON value. `may_hold_booleans` is False only where there are certainly none."""
+    """A request's JSON. `plain` is set where it is nothing but a list of numbers; then `value` is read when needed."""
 
-    value: object
-    may_hold_booleans: bool
+    __slots__ = ("_body", "_booleans", "_value", "plain")
+
+    def __init__(self, body: bytes, plain: json_plain.Plain | None = None):
+        self.plain = plain
+        self._body = body
+        self._value: object = None
+        self._booleans = False
+        if plain is None:
+            self._read()
+
+    @property
+    def value(self) -> object:
+        """The first JSON value."""
+        if self._body:
+            self._read()
+        return self._value
+
+    @property
+    def may_hold_booleans(self) -> bool:
+        """False only where there are certainly none."""
+        return self._booleans
+
+    def _read(self) -> None:
+        body, self._body = self._body, b""
+        self._value, self._booleans = _read(body)
 
 
 def parse(body: bytes) -> Document:
     """The first JSON value of a request body. Raises INVALID_ARGUMENT with the byte offset of a mistake."""
     if not body:
         raise invalid("JSON Parse error: The document is empty")
+    body = body.removeprefix(_BYTE_ORDER_MARK)
+    return Document(body, json_plain.read(body))
+
+
+def limit_depth(levels: int) -> None:
+    """Sets how deep the values of all requests may be nested."""
+    global _depth_at_most
+    _depth_at_most = levels
+
+
+_depth_at_most = 1_000_000
+
+
+def _read(body: bytes) -> tuple[object, bool]:
+    """The value, and whether it may hold booleans."""
     booleans = b"true" in body or b"false" in body
     try:
         value = orjson.loads(body)
         if not _may_repeat_keys(body, value):
-            return Document(value, booleans)
+            return value, booleans
     except orjson.JSONDecodeError:
         pass
-    return Document(_Reader(body).read(), booleans)
+    return _Reader(body).read(), booleans
 
 
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
@@ -121,6 +159,7 @@ class _Reader:
         keys: list[str] = []
         while True:
             self._open_lists(open_)
+            self._check_depth(len(open_))
             value, opened = self._value_or_opening()
             if opened:
                 open_.append(value)
@@ -137,7 +176,12 @@ class _Reader:
         """Opens the lists whose first element is a list: the quick way into a deep nest."""
         start = self.at
         self.at = _end(_OPENINGS, self.text, start)
+        self._check_depth(len(open_) + self.at - start)
         open_ += [[] for _ in range(self.at - start)]
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > _depth_at_most:
+            self._fail(f"Nested deeper than {_depth_at_most} (--json_depth_at_most)")
 
     def _close_lists(self, open_: list, value: object) -> object:
         """Closes the lists whose last element just ended: the quick way out of it."""
@@ -281,6 +325,8 @@ def _number(match: re.Match) -> int | float:
 
 def describe(value: object) -> str:
     """A value as error texts show it: indented by 4, arrays on one line, stopped after 256 bytes."""
+    if isinstance(value, float) and math.isfinite(value):
+        return _decimal(value)
     pieces, size = [], 0
     for piece in _pieces(value):
         pieces.append(piece)
@@ -289,6 +335,17 @@ def describe(value: object) -> str:
             break
     text = "".join(pieces).encode("utf-8", "surrogateescape")[:DEBUG_BYTES]
     return text.decode("utf-8", "replace")
+
+
+def _decimal(value: float) -> str:
+    """A number by the rule of answers; one that a 32-bit float can hold is shown as such."""
+    import numpy as np
+
+    narrow = np.float32(value) if abs(value) <= float(np.finfo(np.float32).max) else value
+    text = f"{narrow:.6g}"
+    if type(narrow)(text) != narrow:
+        text = f"{narrow:.9g}" if isinstance(narrow, np.float32) else f"{value:.17g}"
+    return text if "." in text or "e" in text else text + ".0"
 
 
 def _pieces(value: object) -> Iterator[str]:

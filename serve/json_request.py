@@ -10,6 +10,7 @@ import enum
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import NoReturn, TypeGuard
 
 import numpy as np
@@ -17,10 +18,14 @@ import numpy as np
 from serve import dtypes
 from serve.dtypes import DTYPES
 from serve.json_parse import Document, describe
+from serve.json_plain import Plain
 from serve.model import TensorSpec
 from serve.status import Code, ServingError, invalid
 
-_DIMENSIONS_AT_MOST = 254
+# numpy has 64, and one of them may count the rows; TensorFlow itself stops at 254.
+_DIMENSIONS_AT_MOST = 63
+# Of what is read at once; numpy itself knows no more than 64.
+_REGULAR_AT_MOST = 16
 
 
 class Form(enum.Enum):
@@ -50,13 +55,24 @@ def signature_name(members: dict) -> str:
     name = members.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
-            f"JSON Value: {describe(name)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {describe(members)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return name
 
 
+def named(document: Document) -> str:
+    """The same of a request. Raises INVALID_ARGUMENT."""
+    if document.plain is not None:
+        return document.plain.signature
+    return signature_name(require_object(document))
+
+
 def tensors(document: Document, inputs: Mapping[str, TensorSpec]) -> Tensors:
     """The tensors of a predict request. `inputs` are those of its signature, one or more."""
+    if document.plain is not None:
+        found = _plain_numbers(document.plain, inputs)
+        if found is not None:
+            return found
     members = require_object(document)
     if "instances" in members and "inputs" in members:
         raise invalid(
@@ -65,23 +81,41 @@ def tensors(document: Document, inputs: Mapping[str, TensorSpec]) -> Tensors:
         )
     types = {alias: spec.dtype for alias, spec in inputs.items()}
     if "instances" in members:
-        return Tensors(Form.ROWS, _rows(members["instances"], types, document.may_hold_booleans))
+        return Tensors(Form.ROWS, _rows(_instances(members), types, document.may_hold_booleans))
     if "inputs" in members:
         return Tensors(Form.COLUMNS, _columns(members["inputs"], types, document.may_hold_booleans))
     raise invalid("Missing 'inputs' or 'instances' key")
 
 
-def _rows(rows: object, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
+def _plain_numbers(plain: Plain, inputs: Mapping[str, TensorSpec]) -> Tensors | None:
+    """The one input's tensor; None where the numbers are not of its type."""
+    if len(inputs) != 1:
+        return None
+    ((alias, spec),) = inputs.items()
+    numbers = plain.array(spec.dtype)
+    if numbers is None or (spec.dtype in _INTEGERS and not _in_range(numbers, spec.dtype)):
+        return None
+    with np.errstate(over="ignore"):
+        tensor = numbers.astype(DTYPES[spec.dtype].numpy, copy=False)
+    return Tensors(Form(plain.key), {alias: tensor})
+
+
+def _instances(members: dict) -> list:
+    rows = members["instances"]
     if not isinstance(rows, list):
-        raise invalid(f"JSON Value: {describe(rows)} Expecting 'instances' to be an list/array")
+        raise invalid(f"JSON Value: {describe(members)} Expecting 'instances' to be an list/array")
     if not rows:
-        raise invalid(f"JSON Value: {describe(rows)} No values in 'instances' array")
+        raise invalid(f"JSON Value: {describe(members)} No values in 'instances' array")
+    return rows
+
+
+def _rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
     if _is_object(rows[0]):
         return _named_rows(rows, types, booleans)
     if len(types) > 1:
         raise invalid(
-            f"JSON Value: {describe(rows)} instances is a plain list, but expecting list of objects as "
-            "multiple input tensors required as per tensorinfo_map"
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required as per tensorinfo_map"
         )
     ((alias, dtype),) = types.items()
     whole = _regular(rows, dtype, booleans)
@@ -134,8 +168,8 @@ def _columns(inputs: object, types: Mapping[str, int], booleans: bool) -> dict[s
         return {name: _tensor(inputs[name], dtype, booleans) for name, dtype in types.items()}
     if len(types) > 1:
         raise invalid(
-            f"JSON Value: {describe(inputs)} inputs is a plain value/list, but expecting an object as "
-            "multiple input tensors required as per tensorinfo_map"
+            "inputs is a plain value/list, but expecting an object as multiple input tensors "
+            "required as per tensorinfo_map"
         )
     ((alias, dtype),) = types.items()
     return {alias: _tensor(inputs, dtype, booleans)}
@@ -209,6 +243,8 @@ def _regular(value: object, dtype: int, booleans: bool) -> np.ndarray | None:
 
     numpy takes true for 1 among numbers: where a request may hold booleans, numbers are read one by one.
     """
+    if dtype == dtypes.STRING:
+        return _regular_strings(value)
     kinds = _KINDS.get(dtype, "")
     if not kinds or (booleans and dtype != dtypes.BOOL):
         return None
@@ -222,6 +258,23 @@ def _regular(value: object, dtype: int, booleans: bool) -> np.ndarray | None:
         return None
     with np.errstate(over="ignore"):
         return found.astype(DTYPES[dtype].numpy, copy=False)
+
+
+def _regular_strings(value: object) -> np.ndarray | None:
+    """The tensor of nested lists alike in shape that hold nothing but strings; None for others."""
+    widths: list[int] = []
+    items = value
+    while isinstance(items, list) and items and set(map(type, items)) == {list}:
+        sizes = set(map(len, items))
+        if len(sizes) > 1 or len(widths) == _REGULAR_AT_MOST:
+            return None
+        widths += sizes
+        items = list(chain.from_iterable(items))
+    if not isinstance(items, list) or set(map(type, items)) != {str}:
+        return None
+    tensor = np.empty(len(items), object)
+    tensor[:] = [item.encode("utf-8", "surrogateescape") for item in items]
+    return tensor.reshape(-1, *widths)
 
 
 def _integer_range(dtype: int) -> tuple[int, int]:
@@ -260,7 +313,7 @@ def _collect(value: object, level: int, shape: tuple[int, ...], convert: Callabl
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
-                f"JSON Value: {describe(value)} found at incorrect level: {level} in the JSON DOM. "
+                f"JSON Value: {describe(value)} found at incorrect level: {level + 1} in the JSON DOM. "
                 f"Expected at level: {len(shape)}"
             )
         found.append(convert(value))
@@ -319,17 +372,20 @@ def _string(value: object) -> bytes:
 
 def _refuse(value: object, dtype: int) -> NoReturn:
     raise invalid(
-        f"JSON Value: {describe(value)} Type: {_json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
+        f"JSON Value: {describe(value)} Type: {json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
     )
 
 
 def _refuse_type(value: object, dtype: int) -> NoReturn:
+    if isinstance(value, dict):
+        _refuse(value, dtype)
     raise ServingError(
         Code.UNIMPLEMENTED, f"Conversion of JSON Value: {describe(value)} to type: {dtypes.name_of(dtype)}"
     )
 
 
-def _json_type(value: object) -> str:
+def json_type(value: object) -> str:
+    """What error texts call the type of a JSON value."""
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
     names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
@@ -352,8 +408,11 @@ def base64_bytes(value: object) -> bytes:
     """The bytes of a `{"b64": …}` object; missing padding is tolerated."""
     if not is_base64(value):
         raise invalid(f"JSON Value: {describe(value)} not formatted correctly for base64 data")
-    text = _BLANKS.sub("", value["b64"]).rstrip("=")
+    given = _BLANKS.sub("", value["b64"])
+    text = given.rstrip("=")
     try:
+        if len(given) - len(text) not in (0, -len(text) % 4):
+            raise invalid("Unable to base64 decode")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise invalid("Unable to base64 decode") from None

@@ -34,14 +34,24 @@ def open_http(listener: socket.socket) -> None:
         raise _cannot_listen(address, port, error) from error
 
 
-def open_grpc(server: grpc.Server, address: str, port: int, socket_path: str) -> None:
-    """Binds the gRPC server's port (0: none) and Unix socket, and starts it."""
+def open_grpc(
+    server: grpc.Server,
+    address: str,
+    port: int,
+    socket_path: str,
+    credentials: grpc.ServerCredentials | None = None,
+) -> None:
+    """Binds the gRPC server's port (0: none) and Unix socket, both with TLS if there are credentials; starts it."""
     host = f"[{address}]" if ":" in address else address
     targets = [f"{host}:{port}"] if port else []
     targets += [f"unix:{socket_path}"] if socket_path else []
     for target in targets:
         try:
-            bound = server.add_insecure_port(target)
+            bound = (
+                server.add_secure_port(target, credentials)
+                if credentials
+                else server.add_insecure_port(target)
+            )
         except RuntimeError:
             bound = 0
         if not bound:

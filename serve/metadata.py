@@ -18,7 +18,7 @@ def as_json(servable: Servable) -> bytes:
     )
     spec = {"name": servable.name, "signature_name": "", "version": str(servable.version)}
     answer = {"model_spec": spec, "metadata": {"signature_def": signatures}}
-    return json.dumps(answer, indent=1, sort_keys=False).encode()
+    return json.dumps(answer, indent=1, sort_keys=False).encode() + b"\n"
 
 
 def fill(servable: Servable, response: Any) -> None:

@@ -1,69 +1,37 @@
-"""The models that are served: which versions there are, the state of each, and the one that a request means."""
+"""The models that are served: what there should be, what there is, and the version that a request means."""
 
-import enum
+import os
 import threading
-import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve import log
-from serve.config import ModelConfig, versions_on_disk
+from serve import labels, log
+from serve.config import ModelConfig
+from serve.leases import Lease, Routes
+from serve.manager import LoadPolicy, Manager
+from serve.memory import Budget
 from serve.model import Model, Servable
-from serve.status import Code, ServingError, invalid, not_found
+from serve.sources import Source
+from serve.status import Code, ServingError
+from serve.versions import State, Version
 
+__all__ = ["Lease", "LoadPolicy", "Models", "NotAvailable", "Options", "State", "Version"]
 
-class State(enum.IntEnum):
-    """The states of a version, with their numbers in tensorflow.serving.ModelVersionStatus."""
+_LOOK_FOR_LEFT_CLIENTS_S = 0.5
 
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-@dataclass
-class Version:
-    """One version of a model. An END with an error is a load that failed for good."""
-
-    number: int
-    path: Path
-    state: State = State.START
-    error: ServingError | None = None
-    model: Model | None = None
-    users: int = 0
-
-
-class Lease:
-    """A version in use by one request. It is given back by `release`, once; until then it stays loaded."""
-
-    def __init__(self, servable: Servable, give_back: Callable[[], None]):
-        self.servable = servable
-        self._give_back = give_back
-
-    @property
-    def model(self) -> Model:
-        """What can be run."""
-        return self.servable.model
-
-    def release(self) -> None:
-        """Says that nothing runs any more."""
-        self._give_back()
-
-    def __enter__(self) -> Servable:
-        return self.servable
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+Configs = Mapping[str, ModelConfig]
 
 
 @dataclass(frozen=True)
-class LoadPolicy:
-    """How often a version is tried, and how long between."""
+class Options:
+    """What else may be chosen: labels for versions that are not available; TF Serving's way with an empty base path;
+    a bound for memory."""
 
-    retries: int = 5
-    interval_s: float = 60.0
+    unavailable_labels: bool = False
+    unload_on_empty_base_path: bool = False
+    budget: Budget | None = None
 
 
 class NotAvailable(ServingError):
@@ -73,163 +41,135 @@ class NotAvailable(ServingError):
 class Models:
     """All models and their versions. Safe to use from several threads."""
 
-    def __init__(self, configs: Iterable[ModelConfig], load: Callable[[Path], Model], policy: LoadPolicy):
-        self._configs = {config.name: config for config in configs}
-        self._versions: dict[str, dict[int, Version]] = {name: {} for name in self._configs}
-        self._load = load
-        self._policy = policy
-        self._changed = threading.Condition()
-        self._stopping = threading.Event()
+    def __init__(
+        self,
+        configs: Iterable[ModelConfig],
+        load: Callable[[Path], Model],
+        policy: LoadPolicy,
+        options: Options | None = None,
+    ):
+        self._options = options or Options()
+        self._routes = Routes()
+        self._manager = Manager(load, self._routes, policy, self._options.budget)
+        self._source = Source(self._manager.want, self._options.unload_on_empty_base_path)
+        self._first = list(configs)
+        self._watchers: list[Callable[[Configs], None]] = []
+        self._poll_s = 0.0
+        self._applying = threading.Lock()  # one look at the file system, or one new config, at a time
 
     def start(self, poll_s: float) -> None:
         """Loads the wanted versions and returns when every model has one that is available.
 
-        Base paths without versions are looked at again every `poll_s` seconds, for ever; with 0, once.
-        Raises NotAvailable when all versions of a model failed, or none was there with `poll_s` 0.
+        Base paths are looked at every `poll_s` seconds from now on; with 0 once, with less never.
+        Raises FAILED_PRECONDITION for a label that may not be given, and NotAvailable when a model's first version to
+        end its loading failed, or no version is there and none will be looked for.
         Returns early if `stop` is called.
         """
-        told: set[str] = set()
-        while not self._stopping.is_set():
-            empty = [name for name in self._configs if not self._versions[name] and not self._look(name)]
-            if not empty:
-                break
-            if not poll_s > 0:
-                raise NotAvailable(
-                    Code.NOT_FOUND, f"No versions of {', '.join(empty)} found below their base paths"
-                )
-            for name in set(empty) - told:
-                base = self._configs[name].base_path
-                log.warning("no versions to load yet", model=name, base_path=base, looking_again_s=poll_s)
-            told.update(empty)
-            self._stopping.wait(poll_s)
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping.is_set() or self._settled())
-            self._refuse_failures()
+        self._poll_s = poll_s
+        names = [config.name for config in self._first]
+        empty = self._apply(self._first)
+        if empty and poll_s <= 0:
+            raise NotAvailable(
+                Code.NOT_FOUND, f"No versions of {', '.join(empty)} found below their base paths"
+            )
+        if poll_s > 0:
+            threading.Thread(target=self._poll, name="poll", daemon=True).start()
+        self._manager.start(
+            lambda: all(self._manager.settled(name) for name in names), 4 * len(os.sched_getaffinity(0))
+        )
+        self._refuse_failures("servable(s)", names)
 
     def stop(self) -> None:
-        """Ends waiting and retrying. A load that runs is not waited for."""
-        self._stopping.set()
-        with self._changed:
-            self._changed.notify_all()
+        """Ends waiting, polling and retrying. A load that runs is not waited for."""
+        self._manager.stop()
 
     @property
     def stopping(self) -> bool:
         """Whether `stop` was called."""
-        return self._stopping.is_set()
+        return self._manager.stopped
+
+    def sleep(self, seconds: float) -> bool:
+        """Waits that long, or until `stop`; whether it goes on."""
+        return self._manager.sleep(seconds)
+
+    # --- what a request means ---
 
     def find(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
         """The servable that a request means, to be looked at: that version, or the highest available one."""
-        with self._changed:
-            return self._find(name, version, label)[0]
+        return self._routes.find(name, version, label).servable
 
     def acquire(self, name: str, version: int | None = None, label: str | None = None) -> Lease:
         """The same, to be run: it stays loaded until the lease is released."""
-        with self._changed:
-            servable, found = self._find(name, version, label)
-            found.users += 1
-            return Lease(servable, lambda: self._release(found))
-
-    def _release(self, version: Version) -> None:
-        with self._changed:
-            version.users -= 1
-            if not version.users:
-                self._changed.notify_all()
-
-    def _find(self, name: str, version: int | None, label: str | None) -> tuple[Servable, Version]:
-        if label:
-            raise invalid(f"Unrecognized servable version label: {label}")
-        available = [
-            (Servable(name, each.number, each.model), each)
-            for each in self._versions.get(name, {}).values()
-            if each.state is State.AVAILABLE and each.model is not None
-        ]
-        if version is not None:
-            available = [each for each in available if each[0].version == version]
-        if not available:
-            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-            raise not_found(f"Servable not found for request: {wanted}")
-        return max(available, key=lambda each: each[0].version)
+        return self._routes.acquire(name, version, label)
 
     def status(self, name: str, version: int | None = None) -> list[Version]:
-        """The versions of a model, newest first; or only that one. Raises NOT_FOUND."""
-        with self._changed:
-            versions = self._versions.get(name, {})
-            if not versions:
-                raise not_found(f"Could not find any versions of model {name}")
-            if version is None:
-                return [versions[number] for number in sorted(versions, reverse=True)]
-            if version not in versions:
-                raise not_found(f"Could not find version {version} of model {name}")
-            return [versions[version]]
+        """The versions of a model, newest first; or only that one. Ended ones stay listed. Raises NOT_FOUND."""
+        return self._manager.versions(name, version)
 
-    def _look(self, name: str) -> bool:
-        """Looks for a model's wanted versions and begins to load them; whether there are any."""
-        config = self._configs[name]
-        try:
-            paths = versions_on_disk(config.base_path)
-        except OSError:
-            return False
-        wanted = config.policy.wanted(paths)
-        for absent in sorted((config.policy.specific or frozenset()) - set(wanted)) if paths else ():
-            log.warning("version is not there", model=name, version=absent, base_path=config.base_path)
-        with self._changed:
-            self._versions[name] = {number: Version(number, paths[number]) for number in wanted}
-        for version in self._versions[name].values():
-            threading.Thread(target=self._load_version, args=(name, version), daemon=True).start()
-        return bool(wanted)
+    def names(self) -> list[str]:
+        """The models of which there are, or ever were, versions."""
+        return self._manager.names()
 
-    def _load_version(self, name: str, version: Version) -> None:
-        self._set(version, State.LOADING)
-        tries = self._policy.retries + 1
-        for attempt in range(1, tries + 1):
-            began = time.monotonic()
-            error = self._try(version)
-            if error is None:
-                took = time.monotonic() - began
-                log.info("available", model=name, version=version.number, seconds=took)
-                self._set(version, State.AVAILABLE)
-                return
-            facts = {"model": name, "version": version.number, "attempt": f"{attempt}/{tries}"}
-            if attempt < tries:
-                facts["next_try_s"] = max(0.0, self._policy.interval_s)
-            log.error("load failed", **facts, error=error)
-            if attempt < tries and self._stopping.wait(max(0.0, self._policy.interval_s)):
-                error = ServingError(Code.CANCELLED, "the server was stopped")
-                break
-        self._set(version, State.END, error)
+    # --- what there should be ---
 
-    def _try(self, version: Version) -> ServingError | None:
-        try:
-            version.model = self._load(version.path)
-        except ServingError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 (a broken model must not take the others with it)
-            return ServingError(Code.UNKNOWN, f"{type(error).__name__}: {error}")
-        return None
+    @property
+    def configs(self) -> Configs:
+        """The config in force, by model."""
+        return self._source.configs
 
-    def _set(self, version: Version, state: State, error: ServingError | None = None) -> None:
-        with self._changed:
-            version.state, version.error = state, error
-            self._changed.notify_all()
+    def watch(self, changed: Callable[[Configs], None]) -> None:
+        """Calls this with the config in force, now and whenever another one was accepted."""
+        with self._applying:
+            self._watchers.append(changed)
+            changed(self._source.configs)
 
-    def _settled(self) -> bool:
-        return all(_available(versions) or _ended(versions) for versions in self._versions.values())
+    def reload(self, configs: Iterable[ModelConfig], awaited: Callable[[], bool] = lambda: True) -> None:
+        """Replaces the whole config; returns when every model with a new name is available.
 
-    def _refuse_failures(self) -> None:
-        failed = [
-            f"{{{{name: {name} version: {max(versions)}}} due to error: {versions[max(versions)].error}}}, "
-            for name, versions in self._versions.items()
-            if versions and not _available(versions) and _ended(versions)
-        ]
-        if failed and not self._stopping.is_set():
-            raise NotAvailable(
-                Code.UNKNOWN, f"{len(failed)} servable(s) did not become available: {{{''.join(failed)}}}"
+        Raises FAILED_PRECONDITION for a label that may not be given (nothing is changed then), and UNKNOWN when a new
+        model failed. Stops waiting, but changes nothing back, when `awaited` says that nobody waits for the answer.
+        """
+        wanted = list(configs)
+        new = [config.name for config in wanted if config.name not in self._source.configs]
+        empty = set(self._apply(wanted)) & set(new)
+        if empty and self._poll_s <= 0:
+            raise _unavailable("model(s)", [f"{{no versions of {name} found}}, " for name in sorted(empty)])
+        while not self._manager.stopped and awaited():
+            with self._manager.changed:
+                new = [name for name in new if name in self._source.configs]
+                if all(self._manager.settled(name) for name in new):
+                    break
+                self._manager.changed.wait(_LOOK_FOR_LEFT_CLIENTS_S)
+        self._refuse_failures("model(s)", new)
+
+    def _apply(self, configs: list[ModelConfig]) -> list[str]:
+        """Checks the labels, then makes this the config; the names of models without a version on disk."""
+        with self._applying:
+            given = labels.checked(
+                configs, self._routes.labels, self._routes.has, self._options.unavailable_labels
             )
+            self._source.configure({config.name: config for config in configs})
+            self._routes.relabel(given)
+            for changed in self._watchers:
+                changed(self._source.configs)
+            return self._source.look() if self._poll_s >= 0 else list(self._source.configs)
+
+    def _poll(self) -> None:
+        while self._manager.sleep(self._poll_s):
+            try:
+                with self._applying:
+                    self._source.look()
+            except Exception:  # noqa: BLE001 (a bug must not end the polling)
+                log.error("bug", where="looking at base paths", trace=traceback.format_exc())
+
+    def _refuse_failures(self, what: str, names: Iterable[str]) -> None:
+        settled = [self._manager.settled(name) for name in names]
+        failed = [version for version in settled if version and version.state is State.END]
+        if failed and not self._manager.stopped:
+            raise _unavailable(what, [f"{{{version} due to error: {version.error}}}, " for version in failed])
 
 
-def _available(versions: dict[int, Version]) -> bool:
-    return any(version.state is State.AVAILABLE for version in versions.values())
-
-
-def _ended(versions: dict[int, Version]) -> bool:
-    return all(version.state is State.END for version in versions.values())
+def _unavailable(what: str, reasons: list[str]) -> NotAvailable:
+    return NotAvailable(
+        Code.UNKNOWN, f"{len(reasons)} {what} did not become available: {{{''.join(reasons)}}}"
+    )

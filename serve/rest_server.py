@@ -1,73 +1,46 @@
-"""The REST API's connections: an ASGI application. Models run in a pool of threads."""
+"""The REST API on its port: connections (`serve.http_server`) and the calls that they bring (`serve.rest_calls`)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from typing import Any
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
 
+from serve import rest_calls
+from serve.http_limits import Limits
+from serve.http_server import Server
 from serve.models import Models
-from serve.rest import Answer, Request, failure, handle
-from serve.status import Code, ServingError
+from serve.observe import Observer
+from serve.pages import Pages
+from serve.rest_calls import Calls
 
-_JSON = (b"content-type", b"application/json")
-_CORS = (
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"POST, GET"),
-    (b"access-control-allow-headers", b"Content-Type"),
-)
+# Reading and writing JSON hold the interpreter: more threads would need more memory, and be no faster.
+_THREADS_ASIDE = 2
 
 
-class Application:
-    """The ASGI application. `timeout_s` None: no limit to the time that a request may take."""
+class RestServer:
+    """Serves models over REST. To be made and used in the thread of a running loop."""
 
-    def __init__(self, models: Models, pool: Executor, timeout_s: float | None = None, cors: bool = False):
-        self._models = models
-        self._pool = pool
-        self._timeout_s = timeout_s
-        self._cors = _CORS if cors else ()
-
-    async def __call__(
+    def __init__(
         self,
-        scope: dict[str, Any],
-        receive: Callable[[], Awaitable[dict]],
-        send: Callable[[dict], Awaitable[None]],
-    ) -> None:
-        """Answers one request."""
-        if scope["type"] != "http":
-            return
-        body = await _body(receive)
-        if body is not None:
-            await self._send(await self._answer(_request(scope, body)), send)
+        models: Models,
+        limits: Limits | None = None,
+        options: rest_calls.Options | None = None,
+        *,
+        threads: int = 0,
+        cors: bool = False,
+        observer: Observer | None = None,
+        pages: Pages | None = None,
+    ):
+        self._aside = ThreadPoolExecutor(threads or _THREADS_ASIDE, thread_name_prefix="rest")
+        loop = asyncio.get_running_loop()
+        self._calls = Calls(models, loop, self._aside, options or rest_calls.Options(), observer, pages)
+        self._server = Server(self._calls.start, limits or Limits(), cors=cors)
 
-    async def _answer(self, request: Request) -> Answer:
-        running = asyncio.get_running_loop().run_in_executor(self._pool, handle, request, self._models)
-        try:
-            return await asyncio.wait_for(running, self._timeout_s)
-        except TimeoutError:
-            return failure(ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))
-        except asyncio.CancelledError:  # the server stops, and this request had its time
-            return failure(ServingError(Code.UNAVAILABLE, "The server is stopping"))
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Begins to answer on a socket that listens."""
+        await self._server.start(listener, tls)
 
-    async def _send(self, answer: Answer, send: Callable[[dict], Awaitable[None]]) -> None:
-        headers = [(b"content-length", b"%d" % len(answer.body)), *self._cors]
-        if answer.body:
-            headers.append(_JSON)
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
-
-
-def _request(scope: dict[str, Any], body: bytes) -> Request:
-    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    return Request(scope["method"], target.decode("latin-1"), dict(scope["headers"]), body)
-
-
-async def _body(receive: Callable[[], Awaitable[dict]]) -> bytes | None:
-    """The whole body; None if the client left."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
+    async def drain(self, seconds: float) -> None:
+        """Refuses new requests, and gives those that run `seconds` to finish; the others get 503."""
+        await self._server.drain(seconds, self._calls.stop)
+        self._aside.shutdown(wait=False, cancel_futures=True)

@@ -1,30 +1,56 @@
 """Start, serve, drain: the life of the server process."""
 
 import asyncio
-import contextlib
-import logging
-import math
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
-from serve import config, framework, listeners, log, rest_server
+from serve import (
+    config,
+    framework,
+    http_limits,
+    json_parse,
+    lines,
+    listeners,
+    log,
+    memory,
+    pages,
+    queueing,
+    reload,
+    rest_calls,
+    rest_server,
+    tls,
+)
 from serve.flags import Flags
+from serve.health import Health, Healths
+from serve.metrics import Metrics
 from serve.model import Model
-from serve.models import LoadPolicy, Models
-from serve.status import Code, ServingError, invalid
+from serve.models import LoadPolicy, Models, Options
+from serve.observe import BatchObserver, Observer
+from serve.pages import Pages
+from serve.request_log import RequestLog, Rotation
+from serve.status import invalid
 
-# Longer than the hour that Envoy keeps an idle connection: if clients close first, no request is on its way.
-_KEEP_ALIVE_S = 3900
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the doors of the server share."""
+
+    models: Models
+    observer: Observer
+    pages: Pages
+    healths: Healths | None
+    credentials: Any
 
 
 def serve(flags: Flags, began: float) -> None:
@@ -34,14 +60,43 @@ def serve(flags: Flags, began: float) -> None:
     """
     _check(flags)
     configs = config.from_flags(flags)
+    metrics_path = pages.metrics_path(flags.monitoring_config_file)
+    credentials = tls.credentials(flags.ssl_config_file)
     http = _reserve(flags)
-    policy = LoadPolicy(flags.max_num_load_retries, flags.load_retry_interval_micros / 1e6)
-    models = Models(configs, _loader(flags), policy)
+    metrics = Metrics()
+    rotation = Rotation(flags.request_log_max_mib * 2**20, flags.request_log_max_age_seconds)
+    requests = RequestLog(metrics, rotation)
+    observer = Observer(metrics, requests, flags.log_requests)
+    models = _models(flags, configs, observer)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: models.stop())
     models.start(flags.file_system_poll_wait_seconds)
+    models.watch(requests.follow)
+    if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
+        polled = reload.ConfigFile(flags.model_config_file, models)
+        seconds = flags.model_config_file_poll_wait_seconds
+        threading.Thread(target=polled.run, args=(seconds,), name="config-poll", daemon=True).start()
+    healths = Healths() if flags.enable_grpc_healthcheck_service else None
+    shown = Pages(models, observer.metrics, metrics_path, flags.enable_model_listing)
+    parts = _Parts(models, observer, shown, healths, credentials)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(flags, models, http, began))
+        runner.run(_serve(flags, parts, http, began))
+    requests.stop()
+
+
+def _models(flags: Flags, configs: list[config.ModelConfig], observer: Observer) -> Models:
+    policy = LoadPolicy(
+        flags.max_num_load_retries,
+        flags.load_retry_interval_micros / 1e6,
+        flags.num_load_threads,
+        flags.num_unload_threads,
+    )
+    options = Options(
+        flags.allow_version_labels_for_unavailable_models,
+        flags.unload_on_empty_base_path,
+        memory.Budget(flags.memory_budget_bytes) if flags.memory_budget_bytes else None,
+    )
+    return Models(configs, _loader(flags, observer), policy, options)
 
 
 def _check(flags: Flags) -> None:
@@ -49,9 +104,6 @@ def _check(flags: Flags) -> None:
         raise invalid(
             "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
         )
-    if flags.ssl_config_file:
-        # Whoever asks for TLS must not get plain text in its place.
-        raise ServingError(Code.UNIMPLEMENTED, "--ssl_config_file: this server cannot do TLS yet")
     if flags.batching_parameters_file and not flags.enable_batching:
         raise invalid(
             "server_options.batching_parameters_file is set without setting "
@@ -77,110 +129,127 @@ def _reserve(flags: Flags) -> socket.socket | None:
     return listeners.reserve(flags.address, flags.rest_api_port) if flags.rest_api_port else None
 
 
-def _loader(flags: Flags) -> Callable[[Path], Model]:
+def _loader(flags: Flags, observer: Observer) -> Callable[[Path], Model]:
     """What loads a version: its session, then its warm-up."""
     framework.lean()
-    from serve import grpc_prediction, session, warmup
+    from serve import loading, session, warmup
 
+    framework.settle()
     both = flags.tensorflow_session_parallelism
     options = session.SessionOptions(
         tuple(flags.saved_model_tags.split(",")),
         intra_op_threads=flags.tensorflow_intra_op_parallelism or both,
         inter_op_threads=flags.tensorflow_inter_op_parallelism or both,
+        check_method_names=flags.enable_signature_method_name_check,
     )
 
+    queue = queueing.maker(flags, BatchObserver(observer.metrics) if flags.monitoring_config_file else None)
+
     def load(path: Path) -> Model:
-        model = session.load(path, options)
-        if not flags.enable_model_warmup:
-            return model
+        model = loading.load(path, options, prefer_tflite=flags.prefer_tflite_model)
         try:
-            warmup.replay(model, path, grpc_prediction.read_predict, flags.num_request_iterations_for_warmup)
+            if flags.enable_model_warmup and (path / warmup.FILE).is_file():
+                with observer.warming(path):
+                    warmup.replay(model, path, flags.num_request_iterations_for_warmup)
+            return queue(model, path)
         except BaseException:
             model.close()
             raise
-        return model
 
     return load
 
 
-async def _serve(flags: Flags, models: Models, http: socket.socket | None, began: float) -> None:
+async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began: float) -> None:
     stop = asyncio.Event()
+    lines.wake_once_a_turn(asyncio.get_running_loop().call_soon)
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if models.stopping:
+    if parts.models.stopping:
         log.info("stopped before it was ready")
         return
-    http_server, grpc_server = _open(flags, models, http)
-    waiting: list[asyncio.Task] = [asyncio.create_task(stop.wait())]
-    if http_server and http:
-        waiting.append(asyncio.create_task(http_server.serve(sockets=[http])))
+    http_server = await _open_http(flags, parts, http) if http else None
+    grpc_server = _open_grpc(flags, parts)
     log.info(
         "ready",
         address=flags.address,
         grpc=flags.port or flags.grpc_socket_path,
         rest=flags.rest_api_port if http else "off",
+        tls="grpc" if parts.credentials else "off",
+        metrics=parts.pages.metrics_path or "off",
         seconds=time.monotonic() - began,
     )
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await stop.wait()
+    await _give_notice(parts.healths, flags.drain_notice_seconds)
     log.info("draining", seconds=flags.drain_seconds)
-    await _drain(http_server, grpc_server, waiting[1:], flags.drain_seconds)
-    log.info("stopped")
+    began = time.monotonic()
+    await _drain(http_server, grpc_server, flags.drain_seconds)
+    log.info("stopped", seconds=time.monotonic() - began)
 
 
-def _open(flags: Flags, models: Models, http: socket.socket | None) -> tuple["_RestServer | None", Any]:
-    from serve import grpc_server
+async def _give_notice(healths: Healths | None, seconds: float) -> None:
+    """Says by the health service that the server will end, and serves on for a while."""
+    if healths:
+        healths.set_all(Health.NOT_SERVING)
+    if seconds:
+        log.info("stopping soon; still serving", seconds=seconds)
+        await asyncio.sleep(seconds)
+    if healths:
+        healths.end()
 
-    if http:
-        listeners.open_http(http)
+
+def _open_grpc(flags: Flags, parts: _Parts) -> Any:
+    from serve import grpc_server, profiler
+
     arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
-        models,
-        _threads(flags.grpc_max_threads),
+        parts.models,
+        flags.grpc_max_threads or 4 * len(os.sched_getaffinity(0)),
+        observer=parts.observer,
+        healths=parts.healths,
+        is_profiled=flags.enable_profiler and profiler.is_for(flags.address),
         as_content=flags.enable_serialization_as_tensor_content,
         arguments=arguments,
+        message_bytes_at_most=flags.grpc_message_bytes_at_most,
+        calls_at_most=flags.grpc_calls_at_most,
     )
-    listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path)
-    return (_rest_server(flags, models) if http else None), server
+    listeners.open_grpc(server, flags.address, flags.port, flags.grpc_socket_path, parts.credentials)
+    return server
 
 
-def _threads(asked: int) -> int:
-    return asked or 4 * len(os.sched_getaffinity(0))
-
-
-class _RestServer(uvicorn.Server):
-    """uvicorn, without its own signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _rest_server(flags: Flags, models: Models) -> _RestServer:
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    timeout_s = flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None
-    pool = ThreadPoolExecutor(_threads(flags.rest_api_num_threads), thread_name_prefix="rest")
-    application = rest_server.Application(models, pool, timeout_s, flags.rest_api_enable_cors_support)
-    settings = uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(flags.drain_seconds),
+async def _open_http(flags: Flags, parts: _Parts, listener: socket.socket) -> rest_server.RestServer:
+    limits = http_limits.Limits(
+        head_bytes=flags.rest_head_bytes_at_most,
+        body_bytes=flags.rest_body_bytes_at_most,
+        all_bodies_bytes=flags.rest_all_bodies_bytes_at_most,
+        connections=flags.rest_connections_at_most,
+        receive_s=flags.rest_receive_seconds,
+        send_s=flags.rest_send_seconds,
+        idle_s=flags.rest_idle_seconds,
     )
-    return _RestServer(settings)
+    options = rest_calls.Options(
+        timeout_s=flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None,
+        requests_at_most=flags.rest_requests_at_most,
+        inflated_bytes=flags.rest_inflated_bytes_at_most,
+    )
+    server = rest_server.RestServer(
+        parts.models,
+        limits,
+        options,
+        threads=flags.rest_api_num_threads,
+        cors=flags.rest_api_enable_cors_support,
+        observer=parts.observer,
+        pages=parts.pages,
+    )
+    json_parse.limit_depth(flags.json_depth_at_most)
+    listeners.open_http(listener)
+    await server.start(listener)
+    return server
 
 
-async def _drain(http_server: Any, grpc_server: Any, tasks: list[asyncio.Task], seconds: float) -> None:
+async def _drain(http_server: rest_server.RestServer | None, grpc_server: Any, seconds: float) -> None:
     """Refuses new requests, and gives those that run `seconds` to finish."""
     grpc_stopped = grpc_server.stop(seconds)
+    waiting = [asyncio.get_running_loop().run_in_executor(None, grpc_stopped.wait, seconds + 0.5)]
     if http_server:
-        http_server.should_exit = True
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, grpc_stopped.wait, seconds + 0.5)
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds + 0.5)
+        waiting.append(asyncio.ensure_future(http_server.drain(seconds)))
+    await asyncio.gather(*waiting)

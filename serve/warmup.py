@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from serve import log
 from serve.model import Model
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
@@ -12,38 +11,48 @@ from serve.work import Work
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 RECORDS_AT_MOST = 1000
 
-_LATER = ("classify_log", "regress_log", "multi_inference_log")
+Readers = dict[str, Callable[[Model, Any], Work]]
 
 
-def replay(model: Model, path: Path, predict: Callable[[Model, Any], Work], iterations: int = 1) -> int:
+def replay(model: Model, path: Path, iterations: int = 1) -> int:
     """Runs each record of a version's warm-up file and returns how many there were; 0 without a file.
 
-    `predict` reads a PredictRequest. Any record that fails fails the load: raises ServingError.
+    Any record that fails fails the load: raises ServingError.
     """
     file = path / FILE
     if not file.is_file():
         return 0
-    count = 0
-    for count, log_entry in enumerate(_entries(_records(file)), 1):
+    readers, count = _readers(), 0
+    for count, entry in enumerate(_entries(_records(file), file), 1):
+        for _ in range(max(1, iterations)):
+            run(model, entry, readers)
         if count > RECORDS_AT_MOST:
             raise invalid(f"Number of warmup records exceeds the maximum ({RECORDS_AT_MOST}) at {file}")
-        for _ in range(max(1, iterations)):
-            _replay_one(model, log_entry, predict)
     return count
 
 
-def _replay_one(model: Model, entry: Any, predict: Callable[[Model, Any], Work]) -> None:
+def run(model: Model, entry: Any, readers: Readers) -> None:
+    """Runs the request of a PredictionLog; one without any is passed over. The model that it names is not looked at."""
     kind = entry.WhichOneof("log_type")
-    if kind == "predict_log":
-        predict(model, entry.predict_log.request).run(model)
-    elif kind in _LATER:
-        log.warning("warm-up record skipped", reason=f"{kind} is not implemented by this server")
+    if kind in readers:
+        readers[kind](model, getattr(entry, kind).request).run(model)
     elif kind is not None:
         number = entry.DESCRIPTOR.fields_by_name[kind].number
         raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {number}")
 
 
-def _entries(records: Iterable[bytes]) -> Iterator[Any]:
+def _readers() -> Readers:
+    from serve import grpc_inference, grpc_prediction
+
+    return {
+        "predict_log": grpc_prediction.read_predict,
+        "classify_log": grpc_inference.read_classify,
+        "regress_log": grpc_inference.read_regress,
+        "multi_inference_log": grpc_inference.read_multi_inference,
+    }
+
+
+def _entries(records: Iterable[bytes], file: Path) -> Iterator[Any]:
     from google.protobuf.message import DecodeError
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -52,7 +61,8 @@ def _entries(records: Iterable[bytes]) -> Iterator[Any]:
         try:
             entry.ParseFromString(record)
         except DecodeError as error:
-            raise invalid(f"Failed to parse warmup record: {error}") from error
+            shown = record.decode("utf-8", "replace")
+            raise invalid(f"Failed to parse warmup record: {shown} from {file}") from error
         yield entry
 
 

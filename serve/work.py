@@ -15,7 +15,7 @@ from serve.model import Model
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Work(Generic[Result]):
     """One run of a graph. `feeds` are tensors by graph name; `finish` makes the answer of those in `fetches`."""
 

@@ -17,8 +17,16 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 ROOT = Path(__file__).resolve().parent.parent
-GRPC, REST = 20100, 20101
-OTHER_GRPC, OTHER_REST = 20110, 20111
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+# Of this process, so that tests may run side by side.
+GRPC, REST, OTHER_GRPC, OTHER_REST = _free_ports(4)
 
 
 def write_version(path, build):

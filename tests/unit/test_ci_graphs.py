@@ -229,7 +229,7 @@ def test_a_gitlab_job_without_rules_is_a_fault_and_no_traceback(gitlab, job):
 def test_gitlab_jobs_without_rules_that_wait_for_what_may_not_be_are_told_so(gitlab, job):
     changed = copy.deepcopy(gitlab)
     drop(f"{job}/rules")(changed)
-    with pytest.raises(AssertionError, match="needs .* which this pipeline has not"):
+    with pytest.raises(AssertionError, match=r"needs .* which this pipeline has not"):
         list(gitlab_faults(changed))
 
 

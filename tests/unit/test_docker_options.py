@@ -48,17 +48,14 @@ def test_server_is_asked_for_as_the_image_of_tf_serving_understands_it():
 
 def test_serve_image_understands_what_the_image_of_tf_serving_does(root):
     recipe = (root / "docker/serve.Dockerfile").read_text()
-    (line,) = [line for line in recipe.splitlines() if line.startswith("ENTRYPOINT")]
-    program = json.loads(line.removeprefix("ENTRYPOINT "))
-    assert program[:2] == ["/bin/sh", "-c"]
+    assert 'ENTRYPOINT ["/usr/bin/tf_serving_entrypoint.sh"]' in recipe
+    script = (root / "docker/tf_serving_entrypoint.sh").read_text()
     for part in (
-        "--port=8500",
-        "--rest_api_port=8501",
-        '--model_name="$MODEL_NAME"',
-        '--model_base_path="$MODEL_BASE_PATH/$MODEL_NAME"',
-        '"$@"',
+        "exec tensorflow_model_server --port=8500 --rest_api_port=8501",
+        '--model_name="${MODEL_NAME}"',
+        '--model_base_path="${MODEL_BASE_PATH}/${MODEL_NAME}" "$@"',
     ):
-        assert part in program[2]
+        assert part in script
     assert "MODEL_BASE_PATH=/models" in recipe
     assert "\nUSER 65532:65532\n" in recipe
 

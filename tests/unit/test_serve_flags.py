@@ -1,6 +1,7 @@
 """The model server's command line, and which versions of a model it asks for."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ from serve import config
 from serve.__main__ import main
 from serve.config import Policy
 from serve.flags import Flags, UsageError, parse, usage
-from serve.status import ServingError
+from serve.sampling import Sampling
+from serve.status import Code, ServingError
 
 
 def test_flags_are_read_as_tf_serving_reads_them():
@@ -43,9 +45,9 @@ def test_unknown_arguments_are_passed_over_and_named():
     assert line.flags.port == 2
 
 
-def test_flags_without_effect_yet_are_accepted_and_named():
-    line = parse(["--enable_batching", "--monitoring_config_file=/x", "--port=2"])
-    assert line.idle == ("enable_batching", "monitoring_config_file")
+def test_flags_that_cannot_apply_are_accepted_and_named():
+    line = parse(["--skip_initialize_tpu", "--mixed_precision=fp16", "--port=2"])
+    assert line.idle == ("skip_initialize_tpu", "mixed_precision")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,41 @@ def test_unreadable_value_prints_usage_and_exits_with_255(capsys):
     assert capsys.readouterr().out.startswith(
         "--port is a whole number, and not 'abc'\n\nusage: python -m serve"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Both server_options.model_base_path and server_options.model_config_file are empty!"),
+        (
+            ["--port=0"],
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.",
+        ),
+        (
+            ["--batching_parameters_file=/b"],
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true.",
+        ),
+        (
+            [f"--tensorflow_{kind}_parallelism=1" for kind in ("session", "intra_op", "inter_op")],
+            "tensorflow_session_parallelism replaces the intra_op and inter_op flags; set it or these",
+        ),
+    ],
+)
+def test_combinations_that_cannot_start_exit_with_255_and_tf_servings_words(capsys, arguments, message):
+    assert main(arguments) == 255
+    assert capsys.readouterr().out == f"Failed to start server. Error: INVALID_ARGUMENT: {message}\n"
+
+
+def test_config_file_that_cannot_be_read_is_told_on_both_outputs(capsys, tmp_path):
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list { nonsense }")
+    for path in (file, tmp_path / "absent"):
+        assert main([f"--model_config_file={path}"]) == 255
+        told = capsys.readouterr()
+        assert (
+            told.out == f"Failed to start server. Error: INVALID_ARGUMENT: Invalid protobuf file: '{path}'\n"
+        )
+        assert told.err.startswith("Error parsing text-format tensorflow.serving.ModelServerConfig: ")
 
 
 def test_help_shows_every_flag_in_groups_within_110_columns(capsys):
@@ -103,12 +140,12 @@ def test_unreadable_policy_is_refused(text):
         config.parse_policy(text)
 
 
-def test_versions_are_folders_whose_name_is_a_whole_number(tmp_path):
-    for name in ("1", "007", "10.tmp", "notes", "7", "99999999999999999999", "²"):
+def test_versions_are_children_whose_whole_name_is_a_number_and_the_last_of_two_names_wins(tmp_path):
+    for name in ("1", "007", "10.tmp", "notes", "7", "99999999999999999999", "²", "+3", "4 4"):
         (tmp_path / name).mkdir()
     (tmp_path / "5").write_text("a file")
     found = config.versions_on_disk(tmp_path)
-    assert found == {1: tmp_path / "1", 7: tmp_path / "7"}
+    assert found == {1: tmp_path / "1", 7: tmp_path / "7", 5: tmp_path / "5"}
 
 
 def test_no_model_is_refused_in_tf_servings_words():
@@ -129,7 +166,7 @@ def model(**changes) -> SimpleNamespace:
         "model_platform": "tensorflow",
         "model_type": 0,
         "model_version_policy": policy,
-        "version_labels": {},
+        "version_labels": {"stable": 3},
         "HasField": lambda _: False,
     }
     return SimpleNamespace(**{**usual, **changes})
@@ -153,6 +190,59 @@ def test_bad_model_configs_are_refused(changes, message):
 def test_model_listed_twice_is_refused():
     with pytest.raises(ServingError, match="Illegal to list model m multiple times in config list"):
         config.models([model(), model()])
+
+
+def test_platform_of_a_model_that_is_served_cannot_change():
+    with pytest.raises(ServingError) as caught:
+        config.models([model(model_platform="torch")], known=["m"])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == (
+        "Illegal to change a model's platform. For model m platform was tensorflow and new platform requested is torch"
+    )
+
+
+def test_base_path_may_be_a_uri_of_a_local_folder_and_of_no_other():
+    assert config.models([model(base_path="file:///m")])[0].base_path == Path("/m")
+    with pytest.raises(ServingError, match="this server reads local folders only"):
+        config.models([model(base_path="s3://bucket/m")])
+
+
+def logged(kind="tfrecord", prefix="/logs/m", rate=0.25):
+    collector = SimpleNamespace(type=kind, filename_prefix=prefix)
+    asked = SimpleNamespace(
+        log_collector_config=collector, sampling_config=SimpleNamespace(sampling_rate=rate)
+    )
+    return config.models([model(HasField=lambda _: True, logging_config=asked)])[0].sampling
+
+
+def test_labels_are_handed_on():
+    assert config.models([model()])[0].labels == {"stable": 3}
+
+
+def test_request_log_is_what_a_models_logging_config_says():
+    assert logged() == Sampling(0.25, "/logs/m")
+    assert logged(rate=0) is None
+    assert config.models([model()])[0].sampling is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        ({"kind": "kafka"}, "NOT_FOUND: Cannot find LogCollector::Factory for type: kafka"),
+        ({"prefix": ""}, "INVALID_ARGUMENT: LoggingConfig has no filename_prefix"),
+        ({"rate": 1.5}, "INVALID_ARGUMENT: The sampling rate .* is 1.5"),
+        ({"rate": float("nan")}, "INVALID_ARGUMENT: The sampling rate .* is nan"),
+    ],
+)
+def test_request_log_that_cannot_be_is_refused(asked, refusal):
+    with pytest.raises(ServingError, match=refusal):
+        logged(**asked)
+
+
+def test_request_log_of_the_one_model_is_what_the_flags_say():
+    flags = Flags(model_base_path="/m", request_log_prefix="/logs/m", request_log_sampling_rate=0.5)
+    assert config.from_flags(flags)[0].sampling == Sampling(0.5, "/logs/m")
+    assert config.from_flags(Flags(model_base_path="/m"))[0].sampling is None
 
 
 def test_deprecated_model_type_is_still_taken():

@@ -46,6 +46,7 @@ def typed(dtype: int) -> dict[str, TensorSpec]:
         (b'{"a": "http://x:1/"}', {"a": "http://x:1/"}),
         (b'{"a": "\\":\\":"}', {"a": '":":'}),
         (b'{"\\u0061": 1, "a": 2}', {"a": 1}),
+        (b"\xef\xbb\xbf[1]", [1]),
         (b" [1, -0.5e3, 18446744073709551615] x", [1, -500.0, 18446744073709551615]),
         (b'["\\ud83d\\ude00\\n\\u00e9"] x', ["\U0001f600\né"]),
         (b'["\xff"]', ["\udcff"]),
@@ -128,7 +129,7 @@ def test_parser_reads_half_a_million_nested_brackets():
 
 
 def test_instances_nested_deeper_than_any_tensor_are_refused():
-    assert "is nested deeper than 254 lists" in refused(
+    assert "is nested deeper than 63 lists" in refused(
         b'{"instances": ' + b"[" * 5000 + b"1" + b"]" * 5000 + b"}"
     )
 
@@ -136,6 +137,8 @@ def test_instances_nested_deeper_than_any_tensor_are_refused():
 def test_debug_text_is_indented_by_four_with_lists_on_one_line_and_stops_after_256_bytes():
     assert json_parse.describe({"a": [1, 2.5, "x"], "b": {}}) == '{\n    "a": [1, 2.5, "x"],\n    "b": {}\n}'
     assert json_parse.describe([math.nan, None, True]) == "[NaN, null, true]"
+    numbers = [json_parse.describe(number) for number in (1.0, 0.1, 0.1234567, 9e6, 1e300, -1e-60, 3)]
+    assert numbers == ["1.0", "0.1", "0.123456702", "9e+06", "1e+300", "-0.0", "3"]
     assert len(json_parse.describe(list(range(100_000)))) == 256
     assert len(json_parse.describe("é" * 1000).encode()) <= 256 + 2
 
@@ -199,6 +202,11 @@ def test_each_type_takes_its_values(dtype, value, expected):
         (dtypes.BOOL, 1, "1 Type: Number is not of expected type: bool"),
         (dtypes.STRING, 1, "1 Type: Number is not of expected type: string"),
         (dtypes.STRING, {"b64": "!"}, "Unable to base64 decode"),
+        (dtypes.STRING, {"b64": "/w="}, "Unable to base64 decode"),
+        (dtypes.STRING, {"b64": "/w==="}, "Unable to base64 decode"),
+        (dtypes.STRING, {"b64": "/w==", "more": 1}, "not formatted correctly for base64 data"),
+        (dtypes.HALF, {"b64": "/w=="}, "Type: Object is not of expected type: half"),
+        (dtypes.INT64, 1e20, "JSON Value: 1e+20 Type: Number is not of expected type: int64"),
         (dtypes.STRING, {"b64": 1}, "not formatted correctly for base64 data"),
     ],
 )
@@ -232,13 +240,21 @@ def test_types_without_json_are_unimplemented_in_columns_and_invalid_in_rows(dty
                 "one of 'inputs' or 'instances' keys to exist "
             ),
         ),
-        ({"instances": 1}, FLOAT_X, "JSON Value: 1 Expecting 'instances' to be an list/array"),
-        ({"instances": []}, FLOAT_X, "JSON Value: [] No values in 'instances' array"),
+        (
+            {"instances": 1},
+            FLOAT_X,
+            "JSON Value: {\n    \"instances\": 1\n} Expecting 'instances' to be an list/array",
+        ),
+        (
+            {"instances": []},
+            FLOAT_X,
+            "JSON Value: {\n    \"instances\": []\n} No values in 'instances' array",
+        ),
         (
             {"instances": [1]},
             TWO,
             (
-                "JSON Value: [1] instances is a plain list, but expecting list of objects as multiple input tensors "
+                "instances is a plain list, but expecting list of objects as multiple input tensors "
                 "required as per tensorinfo_map"
             ),
         ),
@@ -246,7 +262,7 @@ def test_types_without_json_are_unimplemented_in_columns_and_invalid_in_rows(dty
             {"inputs": [1]},
             TWO,
             (
-                "JSON Value: [1] inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
                 "required as per tensorinfo_map"
             ),
         ),
@@ -306,7 +322,7 @@ def test_types_without_json_are_unimplemented_in_columns_and_invalid_in_rows(dty
         (
             {"inputs": [[1], 3]},
             FLOAT_X,
-            "JSON Value: 3 found at incorrect level: 1 in the JSON DOM. Expected at level: 2",
+            "JSON Value: 3 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
         ),
     ],
 )

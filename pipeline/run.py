@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from pipeline.errors import ProgramFailed
 
@@ -84,7 +84,7 @@ def run(
         argv, cwd, env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL, pipes=True
     )
     try:
-        stdout, stderr = _converse(child, stdin, timeout_s, bytes_at_most)
+        stdout, stderr = _converse(child, Path(argv[0]).name, stdin, timeout_s, bytes_at_most)
     except subprocess.TimeoutExpired:
         stop(child)
         raise TimedOut(
@@ -100,11 +100,12 @@ def run(
 
 
 def _converse(
-    child: subprocess.Popen, stdin: str | None, timeout_s: float, bytes_at_most: int
+    child: subprocess.Popen, name: str, stdin: str | None, timeout_s: float, bytes_at_most: int
 ) -> tuple[str, str]:
     """What a program writes, both pipes read together while it is given its input; not more than memory should hold."""
     deadline, given = time.monotonic() + timeout_s, memoryview((stdin or "").encode())
-    written: dict[IO[bytes], bytearray] = {child.stdout: bytearray(), child.stderr: bytearray()}
+    outputs = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
+    written: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in outputs}
     with selectors.DefaultSelector() as ready:
         for pipe in written:
             ready.register(pipe, selectors.EVENT_READ)
@@ -114,7 +115,7 @@ def _converse(
             events = ready.select(max(deadline - time.monotonic(), 0))
             if not events and time.monotonic() >= deadline:
                 raise subprocess.TimeoutExpired(child.args, timeout_s)
-            for pipe in (key.fileobj for key, _ in events):
+            for pipe in (cast("IO[bytes]", key.fileobj) for key, _ in events):
                 if pipe is child.stdin:
                     given = _feed(pipe, given)
                     ended = not given
@@ -126,9 +127,7 @@ def _converse(
                     ready.unregister(pipe)
                     pipe.close()
             if sum(map(len, written.values())) > bytes_at_most:
-                raise Flooded(
-                    f"{Path(child.args[0]).name} wrote more than {bytes_at_most >> 20} MiB and was stopped."
-                )
+                raise Flooded(f"{name} wrote more than {bytes_at_most >> 20} MiB and was stopped.")
     child.wait(max(deadline - time.monotonic(), 0))
     stdout, stderr = (data.decode(errors="replace").replace("\r\n", "\n") for data in written.values())
     return stdout, stderr

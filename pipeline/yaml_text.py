@@ -67,7 +67,7 @@ def _bound(text: str, where: str, aliases: bool = True) -> None:
         )
     within: list[str | None] = []
     for event in yaml.parse(text, Loader=_LOADER):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.CollectionStartEvent):
             within.append(event.anchor)
         elif isinstance(event, yaml.CollectionEndEvent):

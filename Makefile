@@ -11,8 +11,10 @@ ifdef TARGET
 export TIDEGATE_TARGET := $(TARGET)
 endif
 STAGES := check data train evaluate export image scan publish staging canary promote
-# A lock that changed reinstalls only the packages that changed.
+# A lock that changed reinstalls only the packages that changed. Compared by content: an environment that was made from
+# another checkout's lock may well be the younger file.
 LOCKED := $(VENV)/.locked
+CHANGED := $(shell cmp -s requirements.txt $(LOCKED) || echo changed)
 
 .PHONY: help setup ci-local test fix lock lock-images update gc recheck bench train-image examine doctor status logs history plan comment approve rollback down clean $(STAGES)
 
@@ -76,10 +78,11 @@ train-image: $(LOCKED) ## The training image of this commit, bit by bit the same
 
 # UPGRADE is what `make update` adds: options of uv, by which versions move.
 UPGRADE ?=
+# Installs nothing, neither before nor after: `make update` calls it with the checkout's own environment.
 lock: ## Write requirements.txt anew from requirements.in (with the locked uv), and docker/images.lock
 	@PATH="$(abspath $(VENV))/bin:$$PATH" uv pip compile requirements.in $(UPGRADE) --override requirements-override.txt --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_31 --no-emit-index-url --no-annotate --generate-hashes --output-file requirements.txt --quiet
-	@$(MAKE) lock-images
+	@$(PYTHON) -m deploy.pins
 
 lock-images: $(LOCKED) ## Write docker/images.lock anew: the digest of each image's tag (asks the registries)
 	@$(PYTHON) -m deploy.pins
@@ -89,5 +92,7 @@ setup: $(LOCKED) ## Make the locked environment (.venv), nothing else
 clean: ## Delete build/ (costs a restore from the store, nothing more)
 	@rm -rf build
 
-$(LOCKED): requirements.txt
+.PHONY: changed
+changed:
+$(LOCKED): $(CHANGED)
 	@scripts/make-venv $(PYTHON3) $(VENV)

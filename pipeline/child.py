@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from pipeline.errors import TidegateError
 from pipeline.stages import Context, Facts, Inputs
 
 _PR_SET_PDEATHSIG = 1
+_AGAIN_S = 0.02
 
 
 def main(task_path: Path) -> int:
@@ -76,6 +78,16 @@ def _end_with(parent: int) -> None:
     def leave(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
+    def lost(what: "sys.UnraisableHookArgs") -> None:
+        # The signal came where Python lets no exception out (a finalizer): a moment later it comes somewhere else.
+        if isinstance(what.exc_value, SystemExit):
+            again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+        else:
+            sys.__unraisablehook__(what)
+
+    sys.unraisablehook = lost
     signal.signal(signal.SIGTERM, leave)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

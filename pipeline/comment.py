@@ -20,13 +20,19 @@ from urllib.parse import quote
 from pipeline import ci
 from pipeline.errors import NoData
 from pipeline.rest import Api, Refused
+from pipeline.settings import METRICS
 from pipeline.stages import BY_NAME, Outcome
 
 MARK = "<!-- tidegate -->"
 TOKEN = "TIDEGATE_COMMENT_TOKEN"  # noqa: S105 (the name of the variable)
 _BYTES_AT_MOST = 64 << 10
 _OUTCOMES = {str(outcome): "✅" if outcome is Outcome.PASSED else "❌" for outcome in Outcome}
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _%-]{0,39}")
+# What the numbers are called that decide the stages of a merge request. Any other name is a text of its author's own.
+DECIDED = frozenset({
+    "linters with faults", "failed tests", "coverage %", "smallest class share", "faults", "cost", "train accuracy",
+    "signature changes", "difference from Keras", "largest difference",
+    *METRICS, *(f"{metric} minus champion" for metric in METRICS),
+})  # fmt: skip
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 
@@ -133,12 +139,12 @@ def _line(row: Mapping[str, Any]) -> Line:
     decided = _object(row, "decided")
     bound = _object(decided, "bound")
     name = decided.get("name")
-    known = isinstance(name, str) and _NAME.fullmatch(name)
+    known = name if isinstance(name, str) and name in DECIDED else ""
     digest = _SHA256.fullmatch(row["digest"]) if isinstance(row.get("digest"), str) else None
     return Line(
         stage=row["stage"],
         outcome=row["outcome"],
-        number=f"{name} {_number(decided.get('number'))}".strip() if known else "",
+        number=f"{known} {_number(decided.get('number'))}".strip(),
         bound=" ".join(
             f"{sign} {_number(bound.get(side))}"
             for side, sign in (("at_least", "≥"), ("at_most", "≤"))
@@ -171,6 +177,10 @@ def _place(environ: Mapping[str, str]) -> Place | None:
     token = environ.get(TOKEN, "").strip()
     if not token:
         return None
+    if ci.vendor(environ) == ci.LAPTOP:
+        raise NoData(
+            f"{TOKEN} is set, and this is no CI job: no merge request is known that a comment would be on."
+        )
     if ci.vendor(environ) == ci.GITLAB:
         project, number = (
             environ.get(name, "") for name in ("CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID")

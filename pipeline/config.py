@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from pipeline import yaml_text
 from pipeline.errors import SettingsError
 from pipeline.settings import Bound, Settings
 
 _REFERENCE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<or>:?-)?(?P<default>[^}]*)\})")
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -25,25 +25,23 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     return read(Settings, path, environ)
 
 
-def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ) -> Any:
+def read(kind: type, path: Path, environ: Mapping[str, str] = os.environ, called: str = "") -> Any:
     """Reads a YAML file into a frozen dataclass of `kind`, whose fields carry their limits (`settings.option`).
 
     `${NAME}`, `${NAME-default}` and `${NAME:-default}` are filled from `environ` as
     Compose does; `$$` is a dollar. Raises SettingsError with one line per fault, each
-    as `pipeline.yaml:LINE: path: what, what is allowed`.
+    as `pipeline.yaml:LINE: path: what, what is allowed`; `called` is the name of a file that is being made.
     """
-    reader = _Reader(path.name, environ)
+    called = called or path.name
+    reader = _Reader(called, environ)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        root = yaml_text.compose(path.read_text(encoding="utf-8"), called)
     except FileNotFoundError:
         raise SettingsError(
             f"{path} does not exist. Run this in the repository's root, or name a file with --settings."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{path.name}:{line}: is not YAML: {error.problem}") from error
     found = reader.section(kind, root, "")
     if isinstance(found, Settings) and not reader.faults:
         reader.check_relations(found)

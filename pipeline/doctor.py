@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import config, run
+from pipeline import config, locked, run
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
 from pipeline.execution import Paths
-from pipeline.key import LOCK
+from pipeline.locked import LOCK
 
 _FREE_BYTES_WANTED = 2 << 30
-_PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,11 @@ def findings(paths: Paths) -> Iterator[Finding]:
 
 def _locked(lock: Path) -> Finding:
     """Whether what is installed is what the lock names."""
-    different = []
-    for name, version in _PINNED.findall(lock.read_text()):
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed = "absent"
-        if installed != version:
-            different.append(f"{name} {installed}, not {version}")
+    different = locked.differences(lock.read_text(), locked.site_packages(), locked.inherits())
     if different:
         return Finding(
-            f"the locked environment ({lock.name})", f"{'; '.join(different)}. Remove .venv, then: make setup"
+            f"the locked environment ({lock.name})",
+            f"{'; '.join(different)}. make setup; where that finds nothing to do, remove .venv first",
         )
     return Finding(f"the environment is what {lock.name} locks")
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import record, reproduce, run, trees
+from pipeline import locked, record, reproduce, run, trees
 from pipeline.checkpoints import Shelf
 from pipeline.child import result_path
 from pipeline.digest import Digests
 from pipeline.errors import ProgramFailed, SettingsError, TidegateError
 from pipeline.keeper import Keeper
-from pipeline.key import LOCK
 from pipeline.keys import APPROVAL_VARIABLE, KEY_VARIABLE, Signer
+from pipeline.locked import LOCK
 from pipeline.record import Record
 from pipeline.settings import Bound, Settings
 from pipeline.stages import Decided, Facts, Outcome, Result, Stage
@@ -30,6 +30,8 @@ from pipeline.store import Store
 _DAY_S = 86_400.0
 # A stage that writes a checkpoint when it is stopped; those who take a machine away give 30 to 120 s of notice.
 _CHECKPOINT_GRACE_S = 100.0
+# A stage that keeps its limit itself says more than that it was late; its own last words take this long.
+_MARGIN_S = 10.0
 _BUG = 1
 
 
@@ -48,7 +50,13 @@ class Paths:
             raise SettingsError(
                 f"{root} has no {LOCK}: this is not the repository's root. Run the command there."
             )
-        state = root / os.environ.get("TIDEGATE_STATE", ".tidegate")
+        # Empty is unset, as CI has a variable that nobody filled.
+        state = root / (os.environ.get("TIDEGATE_STATE") or ".tidegate")
+        if state.resolve() == root.resolve():
+            raise SettingsError(
+                f"TIDEGATE_STATE: {state} is the repository itself, and keys would lie among its files. Name a folder "
+                "of its own."
+            )
         if state.exists() and not state.is_dir():
             raise SettingsError(f"TIDEGATE_STATE: {state} is not a folder")
         return cls(root, settings, root / "build", state)
@@ -162,27 +170,36 @@ class Executor:
     def call(self, work: Work, out: Path, lasting: Path) -> Result:
         """Runs a stage in a process of its own: task in, result out. Records nothing.
 
-        It writes to `out`, which is emptied before, and may leave in `lasting` what helps it after a kill.
+        It writes to `out`, which is emptied before, and may leave in `lasting` what helps it after a kill. Raises
+        ProgramFailed where the environment is not the lock's, before or after: `make` elsewhere may have changed it.
         """
+        lock = (self.paths.root / LOCK).read_text()
+        demand_environment(work.stage, lock)
         task_path = out.with_name(f"{out.name}.json")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         lasting.mkdir(parents=True, exist_ok=True)
         result_path(task_path).unlink(missing_ok=True)
         task_path.write_text(json.dumps(self._task(work, out, lasting)))
-        own = getattr(self.settings, work.stage.name, None)
+        name = work.stage.name
+        limit_s = getattr(getattr(self.settings, name, None), "timeout_s", _DAY_S)
         try:
             status = run.attend(
                 [sys.executable, "-m", "pipeline.child", str(task_path)],
-                timeout_s=getattr(own, "timeout_s", _DAY_S),
+                timeout_s=limit_s + _MARGIN_S,
+                late=f"{name} did not end within {limit_s:g} s and was stopped; "
+                f"if it needs longer, raise {name}.timeout_s.",
                 cwd=self.paths.root,
                 # A stage never signs, and so never has a key: it runs a team's own code, and loads others' models.
-                env={"PYTHONHASHSEED": "0", KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
+                # Nor has it packages from elsewhere than the environment that its record names.
+                env={"PYTHONHASHSEED": "0", "PYTHONPATH": None, "PYTHONNOUSERSITE": "1"}
+                | {KEY_VARIABLE: None, APPROVAL_VARIABLE: None},
                 grace_s=_CHECKPOINT_GRACE_S if work.stage.resumes else None,
             )
         except (KeyboardInterrupt, ProgramFailed):  # stopped, or out of time
             _tell_last_words(task_path)
             raise
+        demand_environment(work.stage, lock)
         return _answer(work.stage, status, task_path)
 
     def _task(self, work: Work, out: Path, lasting: Path) -> dict:
@@ -258,6 +275,16 @@ def decided_of(value: Mapping | None) -> Decided | None:
     if value is None:
         return None
     return Decided(value["name"], value["number"], Bound(**value["bound"]) if value["bound"] else None)
+
+
+def demand_environment(stage: Stage, lock: str) -> None:
+    """Raises ProgramFailed where the environment is not the lock's. In an incident that is told, and stops nobody."""
+    try:
+        locked.demand(lock)
+    except ProgramFailed as error:
+        if not (stage.manual and stage.deploys):
+            raise
+        print(f"  {error} {stage.name} goes on.", file=sys.stderr, flush=True)
 
 
 def _answer(stage: Stage, status: int, task_path: Path) -> Result:

@@ -27,8 +27,8 @@ def fetch(runner: Runner, output: str, folder: Path, subject: str | None = None)
     made, of = _record(runner, output, subject)
     tree = made.outputs[output]
     folder = folder.resolve()
-    _must_be_free(runner, folder, tree)
     try:
+        _must_be_free(runner, folder, tree)
         with disk_errors(folder):
             trees.place(tree, folder, runner.store, runner.digests)
     except IntegrityError as error:
@@ -36,6 +36,8 @@ def fetch(runner: Runner, output: str, folder: Path, subject: str | None = None)
             f"{output} of {of} cannot be fetched; garbage collection keeps the outputs of older versions for "
             f"retention.versions and retention.days only. {error}"
         ) from error
+    except OSError as error:
+        raise SettingsError(f"--to {folder}: cannot be made or written there: {error.strerror}.") from error
     return f"{output} of {of} ({made.finished}, record {made.sha256[:12]}) is in {folder}"
 
 

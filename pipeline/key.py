@@ -12,10 +12,10 @@ from typing import Any
 
 from pipeline import closure, digest
 from pipeline.errors import SettingsError
+from pipeline.locked import LOCK
 from pipeline.settings import Settings
 from pipeline.stages import Stage
 
-LOCK = "requirements.txt"
 # Raised when the spine itself changes what a key or a record means.
 FORMAT = 1
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import config, keys
+from pipeline.bucket_file import disk_errors
 from pipeline.errors import SettingsError
 from pipeline.execution import Paths
-from pipeline.settings import ROLES, TrustFile
+from pipeline.settings import ROLES, TrustedKey, TrustFile
 from pipeline.trust import FOLDER, OWN
+
+(_NAME,) = (field.metadata for field in dataclasses.fields(TrustedKey) if field.name == "name")
 
 
 def make(paths: Paths, name: str, roles: Sequence[str], identities: Sequence[str]) -> str:
@@ -24,6 +29,8 @@ def make(paths: Paths, name: str, roles: Sequence[str], identities: Sequence[str
     unknown = [role for role in roles if role not in ROLES]
     if unknown:
         raise SettingsError(f"--role {unknown[0]} is not a role. Roles: {', '.join(ROLES)}.")
+    if not re.fullmatch(_NAME["pattern"], name):
+        raise SettingsError(f"{name!r} cannot name a key. Allowed: {_NAME['says']}.")
     private = paths.state / "keys" / f"{name}.pem"
     public = paths.root / FOLDER / f"{name}.pem"
     file = paths.root / FOLDER / "roles.yaml"
@@ -35,14 +42,15 @@ def make(paths: Paths, name: str, roles: Sequence[str], identities: Sequence[str
     row = f"  - {{name: {name}, file: {name}.pem, roles: [{', '.join(roles)}]"
     row += (f", identities: {json.dumps(list(identities))}" if identities else "") + "}\n"
     fresh = file.with_name(f".roles.{os.getpid()}.yaml")
-    try:
-        fresh.write_text(_with_row(before, row))
-        config.read(TrustFile, fresh)
-        keys.keep(private, keys.new_private_key())
-        public.write_bytes(keys.public_of(private.read_bytes()))
-        fresh.replace(file)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with disk_errors(file):
+        try:
+            fresh.write_text(_with_row(before, row))
+            config.read(TrustFile, fresh, called=file.name)
+            keys.keep(private, keys.new_private_key())
+            public.write_bytes(keys.public_of(private.read_bytes()))
+            fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
     return (
         f"The private key is {_shown(private)}: put it into CI as TIDEGATE_SIGNING_KEY (protected), or hand it to "
         f"{name}, and keep no copy here.\nCommit {FOLDER}/ and have it reviewed: from then on {name} counts as "

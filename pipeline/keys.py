@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.bucket_file import disk_errors
 from pipeline.errors import SettingsError
 
 KEY_VARIABLE = "TIDEGATE_SIGNING_KEY"
@@ -60,7 +61,10 @@ class Signer:
             )
         if not self._own.exists():
             keep(self._own, new_private_key())
-        return self._own.read_bytes()
+        try:
+            return self._own.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"this machine's own key cannot be read: {error}") from error
 
     @cached_property
     def crypto(self) -> Any:
@@ -100,11 +104,18 @@ def public_of(private_pem: bytes) -> bytes:
 
 
 def keep(path: Path, private_pem: bytes) -> None:
-    """Writes a new key so that no other user can ever read it, and that two makers at once agree on one."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Writes a new key so that no other user can ever read it, and that two makers at once agree on one.
+
+    Raises ProgramFailed where the disk is full or read-only.
+    """
     partial = path.with_name(f".{os.getpid()}.pem")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        stream.write(private_pem)
-    with contextlib.suppress(FileExistsError):
-        os.link(partial, path)
-    partial.unlink()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+                stream.write(private_pem)
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)

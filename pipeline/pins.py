@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline import yaml_text
 from pipeline.errors import SettingsError
 
 LOCK = "docker/images.lock"
@@ -168,9 +169,9 @@ def _images(path: str, text: str) -> Iterator[tuple[str, str]]:
     if _is_dockerfile(path):
         found = _of_dockerfile(text)
     elif _is_ci(path) or _is_compose(path):
-        found = _of_yaml(text)
+        found = _of_yaml(path, text)
     elif path == "pipeline.yaml":
-        found = _of_settings(text)
+        found = _of_settings(path, text)
     else:
         return
     for line, image in found:
@@ -198,9 +199,9 @@ def _of_dockerfile(text: str) -> Iterator[tuple[int, str]]:
                 yield number, copied["image"]
 
 
-def _of_yaml(text: str) -> Iterator[tuple[int, str]]:
+def _of_yaml(path: str, text: str) -> Iterator[tuple[int, str]]:
     """What CI files and compose files call image, container or service; variables that hold an image by their name."""
-    for trail, node in _leaves(yaml.compose(text, Loader=yaml.SafeLoader), ()):
+    for trail, node in _leaves(yaml_text.compose(text, path), ()):
         if _is_image(trail) or (trail[-1:] == ("uses",) and node.value.startswith("docker://")):
             yield node.start_mark.line + 1, node.value.removeprefix("docker://")
 
@@ -216,9 +217,9 @@ def _is_image(trail: tuple[str | int, ...]) -> bool:
     return last in ("image", "container") or (in_variables and bool(_IMAGE_NAME.match(last)))
 
 
-def _of_settings(text: str) -> Iterator[tuple[int, str]]:
+def _of_settings(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Defaults of options that name an image."""
-    for trail, node in _leaves(yaml.compose(text, Loader=yaml.SafeLoader), ()):
+    for trail, node in _leaves(yaml_text.compose(text, path), ()):
         value = re.sub(r"\$\{\w+:?-?([^}]*)\}", r"\1", node.value)
         if _names_image([str(name) for name in trail if isinstance(name, str)], value):
             yield node.start_mark.line + 1, value
@@ -277,7 +278,7 @@ def _leaves(
 
 def _unlocked(used: list[tuple[str, str]], lock: str) -> Iterator[str]:
     """Images whose digest is not the one that docker/images.lock has for their name and, if they have one, tag."""
-    entries = ((yaml.safe_load(lock) or {}).get("images") or {}).values()
+    entries = ((yaml_text.load(lock, LOCK) or {}).get("images") or {}).values()
     locked = {(_full(entry["image"]), str(entry["tag"])): entry["digest"] for entry in entries}
     for where, image in used:
         named, _, digest = image.partition("@")

@@ -6,6 +6,8 @@ Never put a secret in an argument: pass it by `env` or `stdin`.
 
 import contextlib
 import os
+import select
+import selectors
 import shlex
 import shutil
 import signal
@@ -15,11 +17,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from pipeline.errors import ProgramFailed
 
 _REMEDY = "make setup installs what the pipeline needs; make doctor lists what this machine lacks"
 _QUIT_GRACE_S = 5.0
+_PIPE_BYTES = 1 << 16
+
+
+class TimedOut(ProgramFailed):
+    """A program did not end in its time, and was stopped."""
+
+
+class Flooded(ProgramFailed):
+    """A program wrote more than memory should hold, and was stopped."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,13 @@ def run(
     stdin: str | None = None,
     check: bool = True,
     echo: bool = True,
+    bytes_at_most: int = 256 << 20,
 ) -> Done:
     """Runs a program to its end and returns what it wrote.
 
     `env` is added to this process's environment; None takes a variable out. With `check`, a nonzero exit raises
     ProgramFailed with the end of its stderr; a timeout raises always, and kills the
-    program together with its children.
+    program together with its children; so does output of more than `bytes_at_most`.
     """
     argv = [find(argv[0]), *argv[1:]]
     if echo:
@@ -71,10 +84,10 @@ def run(
         argv, cwd, env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL, pipes=True
     )
     try:
-        stdout, stderr = child.communicate(stdin, timeout=timeout_s)
+        stdout, stderr = _converse(child, Path(argv[0]).name, stdin, timeout_s, bytes_at_most)
     except subprocess.TimeoutExpired:
         stop(child)
-        raise ProgramFailed(
+        raise TimedOut(
             f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped: {shlex.join(argv)}"
         ) from None
     except BaseException:
@@ -86,6 +99,48 @@ def run(
     return done
 
 
+def _converse(
+    child: subprocess.Popen, name: str, stdin: str | None, timeout_s: float, bytes_at_most: int
+) -> tuple[str, str]:
+    """What a program writes, both pipes read together while it is given its input; not more than memory should hold."""
+    deadline, given = time.monotonic() + timeout_s, memoryview((stdin or "").encode())
+    outputs = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
+    written: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in outputs}
+    with selectors.DefaultSelector() as ready:
+        for pipe in written:
+            ready.register(pipe, selectors.EVENT_READ)
+        if child.stdin is not None:
+            ready.register(child.stdin, selectors.EVENT_WRITE)
+        while ready.get_map():
+            events = ready.select(max(deadline - time.monotonic(), 0))
+            if not events and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(child.args, timeout_s)
+            for pipe in (cast("IO[bytes]", key.fileobj) for key, _ in events):
+                if pipe is child.stdin:
+                    given = _feed(pipe, given)
+                    ended = not given
+                else:
+                    data = os.read(pipe.fileno(), _PIPE_BYTES)
+                    written[pipe] += data
+                    ended = not data
+                if ended:
+                    ready.unregister(pipe)
+                    pipe.close()
+            if sum(map(len, written.values())) > bytes_at_most:
+                raise Flooded(f"{name} wrote more than {bytes_at_most >> 20} MiB and was stopped.")
+    child.wait(max(deadline - time.monotonic(), 0))
+    stdout, stderr = (data.decode(errors="replace").replace("\r\n", "\n") for data in written.values())
+    return stdout, stderr
+
+
+def _feed(pipe: IO[bytes], given: memoryview) -> memoryview:
+    """Writes what the pipe takes without waiting; returns what is left. A program may end without having read all."""
+    try:
+        return given[os.write(pipe.fileno(), given[: select.PIPE_BUF]) :]
+    except BrokenPipeError:
+        return given[:0]
+
+
 def attend(
     argv: Sequence[str],
     *,
@@ -93,19 +148,21 @@ def attend(
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
     grace_s: float | None = None,
+    late: str = "",
 ) -> int:
     """Runs a program whose output belongs on this terminal; returns its exit status.
 
     The program gets a process group of its own, so that Ctrl-C reaches it once, from
     here, and nothing that it started is left behind: it has `grace_s` seconds (5) to
     end after SIGTERM. stdout is sent to stderr: it is the story, not the result.
+    `late` is what ProgramFailed says of one that is out of time.
     """
     child = _spawn([find(argv[0]), *argv[1:]], cwd, env, stdin=subprocess.DEVNULL, pipes=False)
     try:
         return child.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise ProgramFailed(
-            f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped."
+        raise TimedOut(
+            late or f"{Path(argv[0]).name} did not end within {timeout_s:g} s and was stopped."
         ) from None
     finally:
         stop(child, grace_s)
@@ -199,8 +256,6 @@ def _spawn(
             stdin=stdin,
             stdout=subprocess.PIPE if pipes else sys.stderr.fileno(),
             stderr=subprocess.PIPE if pipes else None,
-            text=True,
-            errors="replace",
             start_new_session=True,
         )
     except OSError as error:

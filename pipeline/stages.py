@@ -117,6 +117,11 @@ class Context:
         """
         offers.offer(self.work, files, offers.Progress(step, epoch, seconds))
 
+    @property
+    def progress(self) -> offers.Progress:
+        """How far the newest checkpoint in `work` is, as `checkpoint` said; at the beginning where there is none."""
+        return offers.progress(self.work)
+
 
 CHAMPION = "?champion/savedmodel"
 CHAMPION_REPORT = "?champion/report"

@@ -134,7 +134,7 @@ class Trust:
         known = ", ".join(key.name for key in self._all()) or "nobody"
         raise IntegrityError(
             f"{named} is not signed by a key that is trusted here ({known}). {FOLDER}/roles.yaml says who is; "
-            "the stage can be run again with a trusted key."
+            "the stage can be run again with a trusted key"
         )
 
     def _public_key(self, key: TrustedKey) -> Any:

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import json
 import os
-import re
 import sys
 import tempfile
 import urllib.error
@@ -23,10 +22,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import ci, digest, pins, run
+from pipeline import ci, digest, locked, pins, run
 from pipeline.errors import GateRefused, ProgramFailed, TidegateError
 
-REQUIREMENTS = "requirements.txt"
 _LOCK_TIMEOUT_S = 900
 _GIT_TIMEOUT_S = 300
 _API_TIMEOUT_S = 30
@@ -74,11 +72,6 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def packages(lock: str) -> dict[str, str]:
-    """The version of each package of requirements.txt."""
-    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock, re.MULTILINE))
-
-
 def images(lock: str) -> dict[str, str]:
     """The digest of each image of docker/images.lock, by its name and tag."""
     entries = ((yaml.safe_load(lock) or {}).get("images") or {}).values()
@@ -103,12 +96,12 @@ def prepare(root: Path) -> Proposal | None:
     The checkout itself and its branch stay as they are. Raises ProgramFailed where git or `make lock` fails.
     """
     with _beside(root) as place:
-        before = {name: _text(place / name) for name in (REQUIREMENTS, pins.LOCK)}
+        before = {name: _text(place / name) for name in (locked.LOCK, pins.LOCK)}
         venv = f"VENV={Path(sys.executable).parent.parent}"
         run.run(["make", "lock", _UPGRADE, venv], timeout_s=_LOCK_TIMEOUT_S, cwd=place, env=_KEYLESS)
         old, new = images(before[pins.LOCK]), images(_text(place / pins.LOCK))
         _move_digests(place, moved(old, new))
-        lines = differences(packages(before[REQUIREMENTS]), packages(_text(place / REQUIREMENTS)))
+        lines = differences(locked.versions(before[locked.LOCK]), locked.versions(_text(place / locked.LOCK)))
         lines += differences(old, new)
         change = _git(place, "diff", "--no-ext-diff", "HEAD")
         if not change:

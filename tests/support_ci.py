@@ -73,8 +73,10 @@ def resolved(file: dict, name: str) -> dict:
     return merged(whole, job)
 
 
-def admits(rules: list[dict], event: str) -> dict | None:
-    """The first rule that this event meets; None if it meets none or that one says never."""
+def admits(rules: list[dict] | None, event: str) -> dict | None:
+    """The first rule that this event meets; None if it meets none or that one says never. Without rules any does."""
+    if rules is None:
+        return {}
     for rule in rules:
         if GITLAB_EVENTS[event].get(GITLAB_CONDITIONS[rule["if"]], False):
             return None if rule.get("when") == "never" else rule
@@ -86,8 +88,8 @@ def gitlab_jobs(file: dict, event: str) -> list[Job]:
     if not admits(file["workflow"]["rules"], event):
         return []
     named = {name: resolved(file, name) for name, job in file.items() if "stage" in job and name[0] != "."}
-    present = {name: job for name, job in named.items() if admits(job["rules"], event)}
-    return [gitlab_job(file, job, present, admits(job["rules"], event)) for job in present.values()]
+    present = {name: job for name, job in named.items() if admits(job.get("rules"), event)}
+    return [gitlab_job(file, job, present, admits(job.get("rules"), event)) for job in present.values()]
 
 
 def gitlab_job(file: dict, job: dict, present: dict[str, dict], rule: dict) -> Job:
@@ -139,9 +141,9 @@ def gitlab_faults(file: dict) -> Iterator[str]:
             yield f"{name}: would hand out keys"
         if name == COMMENT:
             yield from gitlab_comment_faults(job)
-        elif "allow_failure" in job or (job["interruptible"] and not admits(job["rules"], MERGE_REQUEST)):
+        elif "allow_failure" in job or (job["interruptible"] and not admits(job.get("rules"), MERGE_REQUEST)):
             yield f"{name}: may fail or be stopped in silence"
-        if job["stage"] in BY_NAME and any(rule.get("allow_failure") for rule in job["rules"]):
+        if job["stage"] in BY_NAME and any(rule.get("allow_failure") for rule in job.get("rules", ())):
             yield f"{name}: may fail in silence"
         lost = ["runner_system_failure", *(["stuck_or_timeout_failure"] if name == "train" else [])]
         if job["retry"] and job["retry"]["when"] != lost:
@@ -190,9 +192,10 @@ def gitlab_trivy_faults(jobs: dict[str, dict]) -> Iterator[str]:
 
 def gitlab_comment_faults(job: dict) -> Iterator[str]:
     """The job that comments is a merge request's alone, runs after all of its stages, and stops nothing."""
-    if [rule["if"] for rule in job["rules"]] != ['$CI_PIPELINE_SOURCE == "merge_request_event"']:
+    rules = job.get("rules") or [{"if": ""}]
+    if [rule["if"] for rule in rules] != ['$CI_PIPELINE_SOURCE == "merge_request_event"']:
         yield "comment: runs elsewhere than in merge requests"
-    if (job["rules"][0].get("when"), job["rules"][0].get("allow_failure")) != ("always", True):
+    if (rules[0].get("when"), rules[0].get("allow_failure")) != ("always", True):
         yield "comment: must run always, and stop nothing"
     if job["script"] != ["make comment"]:
         yield f"comment: runs {job['script']}"

@@ -1,6 +1,7 @@
 """A small pipeline of two stages, data and train, whose stage functions do as the files of `state/knobs` say."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import child, runner, trees
+from pipeline import child, locked, runner, trees
 from pipeline.execution import Paths, Work, now
 from pipeline.runner import Runner
 from pipeline.stages import BY_NAME, Context, Outcome, Result, Stage
@@ -83,12 +84,20 @@ class House:
         self.paths.settings.write_text(text)
         self.edit("store: ${TIDEGATE_STORE:-file:.tidegate/store}", f"store: file:{self.store}")
         if self.root == folder:
-            (folder / "requirements.txt").write_text("numpy==2.0.0\n")
+            self.site = folder / "site-packages"
+            patch.setattr(locked, "site_packages", lambda: self.site)
+            self.lock("2.0.0")
 
     def edit(self, old: str, new: str) -> None:
         text = self.paths.settings.read_text()
         assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in the settings"
         self.paths.settings.write_text(text.replace(old, new))
+
+    def lock(self, version: str) -> None:
+        """Locks this version of NumPy, and installs it."""
+        shutil.rmtree(self.site, ignore_errors=True)
+        (self.site / f"numpy-{version}.dist-info").mkdir(parents=True)
+        (self.root / "requirements.txt").write_text(f"numpy=={version}\n")
 
     def put(self, *stages: Stage) -> None:
         """Puts stages into the table, in the place of those of the same name."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import GateRefused, ProgramFailed, SettingsError
+from pipeline.settings import Train
 from pipeline.stages import Context, Decided, Outcome, Result
 from train import accelerators, data, runtime, weights
 from train.checkpoints import Checkpoints, State
@@ -33,6 +34,10 @@ def train(context: Context) -> Result:
     """
     began = time.monotonic()
     settings = context.settings.train
+    before = context.progress
+    if before.epoch < settings.epochs and before.seconds >= settings.cost.seconds:
+        # TensorFlow's start would cost more, and change nothing.
+        return _too_dear(settings, f"after epoch {before.epoch}", before.epoch, before.seconds)
     asked = accelerators.Asked(settings.accelerator, settings.gpus_at_least, settings.gpu_memory_mib_at_least)
     choice, seen, strategy, proof = accelerators.take(asked, settings.replicas)
     context.say(choice.sentence)
@@ -103,7 +108,10 @@ def _fit(context: Context, strategy: Any, began: float) -> _Attempt:
         attempt = _Attempt(context, trainer, checkpoints, pauses, state, state, steps)
         progress = _Progress(context, len(labels), len(state.history) + state.part.steps / steps)
         log = Log(context.out / "log", state.history)
-        pauses.look()
+        if (
+            pauses.look() and pauses.ends and attempt.left
+        ):  # what the start took counts, though no step was done
+            attempt.reach(state.history, state.part)
         while attempt.left and not pauses.ends:
             _go_on(attempt, features, labels, progress, log)
         log.close()
@@ -224,21 +232,27 @@ def _refuse_broken(model: Any) -> None:
 
 def _stopped(attempt: _Attempt, choice: Any) -> Result:
     """What an unfinished training comes to: no data where it has cost what it may. Raises ProgramFailed otherwise."""
-    cost, state, spent_s = attempt.context.settings.train.cost, attempt.state, attempt.pauses.spent_s
+    state, spent_s = attempt.state, attempt.pauses.spent_s
     where = f"{state.where}, of {attempt.context.settings.train.epochs} epochs in all"
     if attempt.pauses.found == Pause.TOLD:
         raise ProgramFailed(
             f"training was told to stop (SIGTERM) {where}, after {spent_s:,.0f} s of work. Its checkpoint is written: "
             "run it again, here or on another runner with the same store, and it goes on from there."
         )
+    stopped = _too_dear(attempt.context.settings.train, where, len(state.history), spent_s)
+    return dataclasses.replace(stopped, warnings=choice.warnings)
+
+
+def _too_dear(settings: Train, where: str, epochs: int, spent_s: float) -> Result:
+    """No data: so many epochs and seconds have cost what they may."""
+    cost, price = settings.cost, spent_s / 3600 * settings.cost.per_hour
     return Result(
         Outcome.NO_DATA,
-        f"training stopped {where}: {spent_s:,.1f} s at {cost.per_hour:g} an hour have cost {attempt.cost:.4g}, and "
+        f"training stopped {where}: {spent_s:,.1f} s at {cost.per_hour:g} an hour have cost {price:.4g}, and "
         f"train.cost.at_most is {cost.at_most:g}. Its checkpoint is kept. Raise train.cost.at_most "
         "(TIDEGATE_TRAIN_AT_MOST), and the next run goes on from there.",
-        numbers={"epochs": len(state.history), "seconds": round(spent_s, 3), "cost": attempt.cost},
-        decided=Decided("cost", round(attempt.cost, 6)),
-        warnings=choice.warnings,
+        numbers={"epochs": epochs, "seconds": round(spent_s, 3), "cost": price},
+        decided=Decided("cost", round(price, 6)),
     )
 
 

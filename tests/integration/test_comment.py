@@ -1,5 +1,6 @@
 """A merge request's one comment, written to a GitLab and a GitHub that keep comments, over real HTTP."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -14,6 +15,7 @@ from pipeline.errors import NoData
 from pipeline.row import Row
 from pipeline.settings import Bound
 from pipeline.stages import Decided
+from tests.support import ROOT
 
 COMMIT = "a1" * 20
 TOKEN = "a-token-of-the-tests"
@@ -213,6 +215,8 @@ HOSTILE = "](https://evil.example) @everyone <img src=x onerror=alert(1)> | x |\
         {"sentence": HOSTILE, "warnings": [HOSTILE]},
         {"decided": HOSTILE},
         {"decided": {"name": HOSTILE, "number": 1}},
+        {"decided": {"name": "Approved by security team merge now", "number": 100}},
+        {"decided": {"name": ["accuracy"], "number": 100}},
         {"decided": {"name": "accuracy", "number": HOSTILE, "bound": HOSTILE}},
         {"decided": {"name": "accuracy", "number": 10**400, "bound": {"at_least": HOSTILE}}},
     ],
@@ -224,7 +228,7 @@ def test_what_a_stranger_wrote_into_a_report_does_not_reach_the_comment(tmp_path
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "check.json").write_text(json.dumps(made))
     text = comment.body(comment.lines(tmp_path), HOSTILE)
-    for word in ("evil.example", "@everyone", "<img", "# Approved", "nan"):
+    for word in ("evil.example", "@everyone", "<img", "# Approved", "Approved by", "nan"):
         assert word not in text
     assert text.startswith(comment.MARK)
 
@@ -235,3 +239,19 @@ def test_a_file_that_is_no_report_counts_as_none(tmp_path, content):
     (tmp_path / "report" / "check.json").write_bytes(content)
     (tmp_path / "report" / "data.json").symlink_to("/etc/passwd")
     assert {line.outcome for line in comment.lines(tmp_path)} == {"not reached"}
+
+
+def test_every_name_that_a_stage_of_a_merge_request_gives_its_number_is_known():
+    given = set()
+    for path in (*(ROOT / "train").glob("*.py"), ROOT / "pipeline/check.py", ROOT / "pipeline/reproduce.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Decided":
+                given |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else {path.name}
+    # Gates are called by their metrics.
+    assert given - comment.DECIDED == {"gates.py"}
+    assert {"accuracy", "accuracy minus champion", "coverage %"} < comment.DECIDED
+
+
+def test_a_token_outside_of_ci_is_told_and_nobody_is_asked(tmp_path):
+    with pytest.raises(NoData, match="TIDEGATE_COMMENT_TOKEN is set, and this is no CI job"):
+        comment.post(tmp_path, {comment.TOKEN: TOKEN})

@@ -60,6 +60,29 @@ def test_a_flood_on_both_pipes_does_not_hang():
     assert (len(done.stdout), len(done.stderr)) == (3_000_000, 3_000_000)
 
 
+def test_a_flood_that_memory_should_not_hold_stops_the_program(tmp_path):
+    pids = tmp_path / "pid"
+    with pytest.raises(run.Flooded, match="sh wrote more than 1 MiB and was stopped"):
+        run.run(["sh", "-c", f"echo $$ > {pids}; yes >&2"], timeout_s=30, bytes_at_most=1 << 20)
+    assert gone(int(pids.read_text()))
+
+
+def test_input_that_nobody_reads_and_input_larger_than_a_pipe_both_end():
+    text = "line\n" * 200_000
+    assert run.run(["true"], stdin=text, timeout_s=10).stdout == ""
+    assert run.run(["cat"], stdin=text, timeout_s=30).stdout == text
+
+
+def test_a_program_that_closed_its_output_and_goes_on_is_late_all_the_same():
+    with pytest.raises(run.TimedOut):
+        run.run(["sh", "-c", "exec >&- 2>&-; sleep 60"], timeout_s=0.5)
+
+
+def test_who_is_late_is_told_in_the_words_given():
+    with pytest.raises(ProgramFailed, match=r"^scan did not end\.$"):
+        run.attend(["sleep", "60"], timeout_s=0.2, late="scan did not end.")
+
+
 def test_the_locked_environment_comes_before_path():
     assert run.find("python") == str(Path(sys.executable).parent / "python")
 
@@ -128,3 +151,24 @@ def test_ctrl_c_ends_an_attended_program_and_what_it_started(tmp_path):
     parent.send_signal(signal.SIGINT)
     assert parent.wait(10) != 0
     assert all(gone(int(pid)) for pid in pids.read_text().split())
+
+
+def test_a_stage_that_is_told_to_stop_within_a_finalizer_stops_without_a_word():
+    script = """
+        import os, signal, time
+        from pipeline import child
+        child._end_with(os.getppid())
+        class Resource:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+        try:
+            Resource()
+            time.sleep(60)
+        finally:
+            print("put in order")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "put in order\n", "")

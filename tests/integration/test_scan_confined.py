@@ -1,13 +1,16 @@
 """A Trivy that is not what it should be: what it sees, what it can reach, and that it never passes an image."""
 
+import dataclasses
 import json
 import os
 import socket
+import threading
 import time
 
 import pytest
 
 from deploy.scan import scan
+from deploy.trivy import Trivy
 from pipeline.errors import ProgramFailed
 from tests.support_images import model_image
 from tests.support_trivy import given, spy
@@ -144,6 +147,46 @@ def test_trivy_that_hangs_is_stopped_and_never_passes_an_image(tmp_path, monkeyp
     with pytest.raises(ProgramFailed, match="did not end within 1 s"):
         scan(given(tmp_path, model_image(tmp_path)[0]))
     assert time.monotonic() - began < 45
+
+
+@pytest.mark.parametrize("ending", ["exit 1", "sleep 60"])
+def test_what_trivy_started_in_a_session_of_its_own_ends_with_it(tmp_path, monkeypatch, ending):
+    # It holds a pipe to us open, whose end we see as soon as it is gone.
+    starts = "(setsid sh -c 'touch begun; exec sleep 300' > held 2>&1 < /dev/null &)"
+    waits = "while [ ! -e begun ]; do sleep 0.02; done"
+    spy(tmp_path, monkeypatch, f"mkfifo held\n{starts}\n{waits}\n{ending}")
+    monkeypatch.setattr("deploy.examine._CANARY_TIMEOUT_S", 2.0)
+    opened = threading.Event()
+    held = tmp_path / "state/work/examine/files/held"
+
+    def listen():
+        while not held.exists():
+            time.sleep(0.02)
+        with held.open("rb") as pipe:
+            opened.set()
+            pipe.read()
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    with pytest.raises(ProgramFailed):
+        scan(given(tmp_path, model_image(tmp_path)[0]))
+    listener.join(20)
+    assert opened.is_set()
+    assert not listener.is_alive(), "what Trivy started still runs"
+
+
+def test_trivy_that_floods_its_terminal_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.trivy._SAID_BYTES_AT_MOST", 1 << 20)
+    spy(tmp_path, monkeypatch, "yes >&2")
+    with pytest.raises(ProgramFailed, match="Trivy said more than 1 MiB and was stopped; nothing is known"):
+        scan(given(tmp_path, model_image(tmp_path)[0]))
+
+
+def test_all_calls_of_trivy_together_have_the_time_of_the_stage(tmp_path):
+    given_s = Trivy.prepared(tmp_path / "cache", tmp_path / "work", 5.0)
+    late = dataclasses.replace(given_s, ends=given_s.ends - 4.0)
+    assert late.left_s <= 1.0 < given_s.left_s
+    assert dataclasses.replace(given_s, ends=0.0).left_s > 0
 
 
 def test_absent_trivy_is_named_with_the_remedy(tmp_path, monkeypatch):

@@ -34,6 +34,12 @@ class StepClock(Pauses):
         return super().look()
 
 
+class SlowStart(StepClock):
+    """A second has passed before the first step."""
+
+    looked = 0
+
+
 class Restless(Pauses):
     """Writes a checkpoint after every third step."""
 
@@ -61,6 +67,11 @@ def _with(clock: type[Pauses], context: Context) -> Result:
 def by_steps(context: Context) -> Result:
     """Trains with a second to a step."""
     return _with(StepClock, context)
+
+
+def slow_start(context: Context) -> Result:
+    """Trains after a start of a second."""
+    return _with(SlowStart, context)
 
 
 def restless(context: Context) -> Result:
@@ -113,6 +124,18 @@ def same(folder, undisturbed) -> None:
     assert ours.tolist() == theirs.tolist()
 
 
+def test_a_start_that_alone_costs_what_is_left_is_not_forgotten(attempt, tmp_path):
+    capped = {**PRICE, "train.cost.at_most": 13}
+    assert attempt(f"{HERE}.by_steps", tmp_path, **capped)[1]["numbers"]["seconds"] == pytest.approx(13)
+    nearly = {**PRICE, "train.cost.at_most": 13.5}
+    code, result, said = attempt(f"{HERE}.slow_start", tmp_path, **nearly)
+    assert code == 0, said
+    assert result["numbers"]["seconds"] == pytest.approx(14)
+    code, result, said = attempt("train.fit.train", tmp_path, **nearly)
+    assert (result["outcome"], result["numbers"]["seconds"]) == ("no data", pytest.approx(14))
+    assert not (tmp_path / "out" / "log").exists(), "TensorFlow was started to find out what was known"
+
+
 def test_a_training_that_pauses_again_and_again_comes_to_the_same_bytes(attempt, undisturbed, tmp_path):
     code, _, said = attempt(f"{HERE}.restless", tmp_path)
     assert code == 0, said
@@ -133,6 +156,12 @@ def test_a_cost_cap_stops_within_an_epoch_and_a_higher_one_goes_on_to_the_same_b
     code, result, said = attempt(f"{HERE}.by_steps", tmp_path, **PRICE, **{"train.cost.at_most": 20})
     assert "going on after epoch 1, step 5 of 8 of the next" in said
     assert "after epoch 2, step 4 of 8" in result["sentence"], "what the first attempt spent counts"
+    # Nothing is started that could only cost more, nor forgotten.
+    code, again, said = attempt("train.fit.train", tmp_path, **PRICE, **{"train.cost.at_most": 20})
+    assert code == 0, said
+    assert again["outcome"] == "no data"
+    assert again["numbers"] == pytest.approx({"epochs": 2, "seconds": 20, "cost": 20})
+    assert not (tmp_path / "out" / "log").exists()
     code, result, said = attempt(f"{HERE}.by_steps", tmp_path, **PRICE, **{"train.cost.at_most": 99})
     assert code == 0, said
     assert result["outcome"] == "passed"

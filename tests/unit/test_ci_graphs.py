@@ -218,6 +218,21 @@ def test_a_gitlab_file_that_differs_is_refused(gitlab, change):
     assert refuses(gitlab_faults, gitlab, change)
 
 
+@pytest.mark.parametrize("job", ["gc", "update", "rollback"])
+def test_a_gitlab_job_without_rules_is_a_fault_and_no_traceback(gitlab, job):
+    changed = copy.deepcopy(gitlab)
+    drop(f"{job}/rules")(changed)
+    assert list(gitlab_faults(changed))
+
+
+@pytest.mark.parametrize("job", [".any", ".guarded", "comment"])
+def test_gitlab_jobs_without_rules_that_wait_for_what_may_not_be_are_told_so(gitlab, job):
+    changed = copy.deepcopy(gitlab)
+    drop(f"{job}/rules")(changed)
+    with pytest.raises(AssertionError, match=r"needs .* which this pipeline has not"):
+        list(gitlab_faults(changed))
+
+
 @pytest.mark.parametrize("change", GITHUB_CHANGES.values(), ids=GITHUB_CHANGES)
 def test_github_files_that_differ_are_refused(github, change):
     assert refuses(github_faults, github, change)

@@ -184,3 +184,21 @@ def test_a_base_image_is_named_by_digest_and_never_by_a_tag(write, place):
     (said,) = faults(write(("base: scratch", f"base: {place}:1.0")))
     assert "image.base: is " in said
     assert "HOST[:PORT]/NAME@sha256:DIGEST" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: a\nstore: \0", "pipeline.yaml:2: is not YAML: a character that it does not allow"),
+        ("model: a\nstore: \x01", "pipeline.yaml:2: is not YAML: a character that it does not allow"),
+        ("[" * 100_000, "pipeline.yaml:1: is nested more than 50 deep"),
+        ("- " * 100_000, "pipeline.yaml:1: is nested more than 50 deep"),
+        ("model: &a [*a]", "pipeline.yaml:1: *a stands within what it names"),
+        ("#" * (2 << 20), "pipeline.yaml has 2,097,152 characters; 1,048,576 are read at most."),
+    ],
+)
+def test_what_a_yaml_loader_does_not_survive_is_refused_with_its_line(tmp_path, text, said):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    (fault,) = faults(path)
+    assert fault.startswith(said)

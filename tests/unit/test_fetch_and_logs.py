@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,14 @@ def test_what_was_fetched_before_is_fetched_again_without_a_word_of_complaint(tr
     (tmp_path / "log" / EVENTS).write_bytes(b"changed")
     with pytest.raises(SettingsError, match="holds something else"):
         fetch.fetch(runner, "train/log", tmp_path / "log")
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing-of-ours", "{tmp_path}/file/below"])
+def test_a_place_where_nothing_can_be_made_is_told(trained, runner, tmp_path, place):
+    trained.live(1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"^--to .*: cannot be made or written there"):
+        fetch.fetch(runner, "train/log", Path(place.format(tmp_path=tmp_path)))
 
 
 def test_nothing_is_fetched_of_a_record_that_is_not_signed_by_who_may(trained, runner, tmp_path):

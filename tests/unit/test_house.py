@@ -13,7 +13,7 @@ ALLOWED = {
     "deploy": {"deploy", "pipeline"},
     "serve": {"serve"},
 }
-SPINE_FOR_STAGES = {"stages", "settings", "run", "errors", "digest", "record"}
+SPINE_FOR_STAGES = {"stages", "settings", "run", "errors", "digest", "record", "yaml_text"}
 # Imports boto3, inside the functions that talk to S3.
 FAR_STORE = "s3_client.py"
 

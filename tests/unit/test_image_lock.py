@@ -35,6 +35,23 @@ def test_new_digests_change_nothing_else():
     assert {pin.digest for pin in pins.parse(pins.rewritten(TEXT, changed)).values()} == {NEW}
 
 
+def test_new_digests_stand_where_the_old_ones_did_behind_letters_of_any_alphabet():
+    text = f"# für später 🚀\nimages:\n  a: {{image: x/y, tag: '1', digest: '{OLD}'}}\n"
+    changed = pins.moved(pins.parse(text), lambda pin: NEW)
+    assert pins.rewritten(text, changed) == text.replace(f"'{OLD}'", f'"{NEW}"')
+
+
+def test_a_lock_that_would_be_spoilt_is_not_written(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "images.lock"
+    path.write_text(TEXT)
+    monkeypatch.setattr(pins, "resolve", lambda pin: NEW)
+    monkeypatch.setattr(pins.moved, "__defaults__", (pins.resolve,))
+    monkeypatch.setattr(pins, "rewritten", lambda text, changes: text.replace(OLD, NEW))
+    assert pins.main(["--lock", str(path)]) == 6
+    assert "was not changed" in capsys.readouterr().err
+    assert path.read_text() == TEXT
+
+
 def test_digest_that_is_still_right_is_left_alone():
     assert [pin.name for pin in pins.moved(pins.parse(TEXT), lambda pin: OLD)] == ["serving"]
 
@@ -50,6 +67,24 @@ def test_digest_that_is_still_right_is_left_alone():
             "images: {a: {image: x/y, tag: '1', digest: ''}, a: {image: x/y, tag: '1', digest: ''}}",
             "named twice",
         ),
+        (
+            f"images:\n  a: {{image: x/y, tag: '1', digest: {OLD}, digest: {NEW}}}",
+            "lock:2: digest is named twice",
+        ),
+        ("images: {}\nimages: {}", "lock:2: images is named twice"),
+        ("images:\n  a:\n    image: x/y\n    tag: '1'\n    digest:\n", "lock:5: a.digest must be a text"),
+        ("images:\n  a:\n    image: x/y\n    tag: '1'\n    digest: >-\n", "lock:5: a.digest must be a text"),
+        (
+            f"images:\n  a:\n    image: x/y\n    tag: '1'\n    digest: |-\n      {OLD}\n",
+            "lock:5: a.digest must be",
+        ),
+        ("images: {a: {image: x/y, tag: [1], digest: ''}}", "lock:1: a.tag must be a text"),
+        (
+            f"b: &one {OLD}\nimages:\n  a: {{image: x/y, tag: '1', digest: *one}}",
+            "lock:3: *one names a value that stands elsewhere",
+        ),
+        ("images: \x01", "lock:1: is not YAML: a character"),
+        ("[" * 100_000, "lock:1: is nested more than 50 deep"),
         ("images: {}", "names no image"),
         ("images: []", "must be a mapping"),
         ("", "must be a mapping"),

@@ -432,3 +432,21 @@ def test_a_stage_brings_what_it_needs_in_the_tables_order():
 )
 def test_a_remote_is_recorded_without_its_password(url, shown):
     assert ci._without_password(url) == shown
+
+
+# Where things lie --------------------------------------------------------------------------------------------
+
+
+def test_a_state_that_is_set_to_nothing_is_the_usual_one(tmp_path, monkeypatch):
+    (tmp_path / "requirements.txt").write_text("")
+    monkeypatch.setenv("TIDEGATE_STATE", "")
+    assert Paths.of(tmp_path, tmp_path / "pipeline.yaml").state == tmp_path / ".tidegate"
+
+
+@pytest.mark.parametrize("state", [".", "sub/.."])
+def test_the_repository_itself_is_no_place_for_keys(tmp_path, monkeypatch, state):
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.setenv("TIDEGATE_STATE", state)
+    with pytest.raises(SettingsError, match=r"TIDEGATE_STATE: .* is the repository itself"):
+        Paths.of(tmp_path, tmp_path / "pipeline.yaml")

@@ -363,7 +363,7 @@ def test_options_that_do_not_go_together_are_refused(house, arguments, said):
 
 def test_explain_tells_settings_environment_and_reads_item_by_item(house, capsys):
     house.walk(*BOTH)
-    (house.root / "requirements.txt").write_text("numpy==2.0.1\n")
+    house.lock("2.0.1")
     house.edit("  epochs: 30\n", "  epochs: 31\n")
     house.edit("  learning_rate: 0.002\n", "  learning_rate: 0.001\n")
     house.edit("  seed: 20\n", "  seed: 21\n")

@@ -2,12 +2,16 @@
 
 import base64
 import dataclasses
+import errno
 import json
+import os
+import re
 
 import pytest
 
-from pipeline import keys, record
-from pipeline.errors import IntegrityError, SettingsError
+from pipeline import keygen, keys, record
+from pipeline.errors import IntegrityError, ProgramFailed, SettingsError
+from pipeline.execution import Paths
 from pipeline.keys import Signer
 from pipeline.trust import Trust
 from tests.support_evidence import add_key, ago, make
@@ -106,6 +110,41 @@ def test_an_approval_is_signed_with_the_approvers_key_although_cis_own_is_there(
     assert Signer(tmp_path, environ=given).pem.decode() == other
     alone = {keys.KEY_VARIABLE: other, keys.APPROVAL_VARIABLE: ""}
     assert Signer(tmp_path, environ=alone, approving=True).pem.decode() == other
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_key_is_told_and_keeps_no_half_of_one(tmp_path, monkeypatch, number):
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.link", full)
+    with pytest.raises(ProgramFailed, match=rf"laptop.pem could not be written: {os.strerror(number)}"):
+        _ = Signer(tmp_path, environ={}).pem
+    assert list((tmp_path / "keys").iterdir()) == []
+
+
+def test_an_own_key_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "keys/laptop.pem").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="own key cannot be read"):
+        _ = Signer(tmp_path, environ={}).pem
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "-x"])
+def test_a_name_that_no_key_can_have_is_refused_before_anything_is_made(tmp_path, name):
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust/roles.yaml").write_text("keys: []\n")
+    paths = Paths(tmp_path, tmp_path / "pipeline.yaml", tmp_path / "build", tmp_path / "state")
+    with pytest.raises(SettingsError, match=f"{re.escape(repr(name))} cannot name a key. Allowed: letters"):
+        keygen.make(paths, name, ["ci"], [])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["roles.yaml", "trust"]
+
+
+def test_a_row_that_the_trust_would_not_take_is_told_by_the_name_of_its_file(tmp_path):
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust/roles.yaml").write_text("keys: nobody\n")
+    paths = Paths(tmp_path, tmp_path / "pipeline.yaml", tmp_path / "build", tmp_path / "state")
+    with pytest.raises(SettingsError, match=r"^roles\.yaml:"):
+        keygen.make(paths, "alice", ["ci"], [])
 
 
 @pytest.mark.parametrize("value", ["-----BEGIN NONSENSE-----hush", "/nonexistent/hush.pem"])

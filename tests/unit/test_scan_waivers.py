@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from deploy.findings import Finding
-from deploy.waivers import read_waivers
+from deploy.waivers import _matches, read_waivers
 from pipeline.errors import SettingsError
 
 TODAY = datetime.date(2026, 1, 15)
@@ -121,3 +121,55 @@ def test_all_faults_of_an_ignore_file_come_at_once():
 
 def test_every_entry_of_the_repositorys_ignore_file_has_a_reason_and_an_end(root):
     read_waivers((root / ".trivyignore.yaml").read_text(), ".trivyignore.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (entry("2027-02-30"), "f:2: is not YAML: 2027-02-30 is no value that can be: day is out of range"),
+        (entry("2027-13-01"), "month must be in 1..12"),
+        (entry("2027-02-01 99:00:00"), "hour must be in 0..23"),
+        (entry("9" * 5000), "f:2: is not YAML: 999"),
+        ("[" * 3000, "f:1: is nested more than 50 deep"),
+        ("secrets: []\n" + entry("2030-01-01") + "secrets: []\n", "f:4: is not YAML: secrets is given twice"),
+        (entry("2030-01-01, expired_at: 2040-01-01"), "f:2: is not YAML: expired_at is given twice"),
+        ("secrets:\n- {id: [a, b], statement: s, expired_at: 2030-01-01}", "secrets[0] has no id"),
+        ("secrets: \0", "f:1: is not YAML: a character"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_its_line(text, says):
+    with pytest.raises(SettingsError) as caught:
+        read_waivers(text, "f")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "covers"), [("a/" * 200 + "end", True), ("a/" * 200 + "else", False)])
+def test_a_pattern_of_many_folders_is_compared_without_trying_every_way(place, covers):
+    pattern = "**/a/" * 25 + "**/" * 25 + "**end"
+    text = f"secrets:\n- {{id: x, statement: s, expired_at: 2030-01-01, paths: ['{pattern}']}}\n"
+    finding = Finding("secret", "x", "HIGH", "key", "file", path=place)
+    assert read_waivers(text, "f")[0].covers(finding) is covers
+
+
+@pytest.mark.parametrize(
+    ("pattern", "place", "matches"),
+    [
+        ("**", "a/b", True),
+        ("**/b", "b", True),
+        ("**/b", "ab", False),
+        ("a/**", "a", False),
+        ("a/**/b", "a/b", True),
+        ("a/**/b", "a/x/y/b", True),
+        ("a**b", "a/x/b", True),
+        ("*b", "aab", True),
+        ("*b", "a/b", False),
+        ("a*", "a", True),
+        ("?", "", False),
+        ("?", "/", False),
+        ("a.c", "abc", False),
+        ("", "", True),
+        ("a", "ab", False),
+    ],
+)
+def test_a_star_stays_within_a_folder_and_two_cross_them(pattern, place, matches):
+    assert _matches(pattern, place) is matches

@@ -10,13 +10,6 @@ LOCK = "images:\n  python: {image: docker.io/library/python, tag: 3.11-bookworm,
 PROPOSAL = update.Proposal("update/abc", ("numpy: 2.3.4 -> 2.3.5",), "f" * 40)
 
 
-def test_the_versions_of_a_lock_are_read():
-    lock = (
-        "numpy==2.3.5 \\\n    --hash=sha256:ab\nuvloop==0.22 ; python_version > '3' \\\n    --hash=sha256:c\n"
-    )
-    assert update.packages(lock) == {"numpy": "2.3.5", "uvloop": "0.22"}
-
-
 def test_differences_tell_what_is_newer_new_and_gone():
     assert update.differences({"a": "1", "b": "1", "c": "1"}, {"a": "2", "b": "1", "d": "3"}) == [
         "a: 1 -> 2",

@@ -88,7 +88,8 @@ class SavedModel:
         found = self._callables.get((feeds, fetches))
         if found is not None:
             return found
-        with self._lock:  # preparing the graph may take a second; who asks for the same meanwhile waits
+        # TensorFlow prepares the graph for it, which may take a second; who comes meanwhile waits.
+        with self._lock:
             found = self._callables.get((feeds, fetches))
             if found is None:
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)

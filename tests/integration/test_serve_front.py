@@ -12,19 +12,11 @@ import numpy as np
 import pytest
 
 from tests import support_serve
-from tests.support_serve import call, one, request, running
+from tests.support_serve import GRPC, REST, call, one, request, running
 
 MIB = 1 << 20
 CONNECTIONS = 300
 NEST = b"[" * 500_000 + b"]" * 500_000
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-GRPC, REST = free_port(), free_port()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import dtypes, native, signatures
+from serve import dtypes, native, runs, signatures
 from serve.status import Code, ServingError, code_of, invalid, not_found
 
 _SMALL_BYTES = 4 << 20
@@ -55,6 +55,7 @@ class SavedModel:
         self._callables: dict[tuple, Any] = {}
         self._prepared: set[tuple] = set()
         self._lock = threading.Lock()
+        self._runs = runs.Runs(session.close)
         self.signatures = signatures.read(signature_defs, check_method_names)
         self.signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signature_defs)
 
@@ -62,7 +63,8 @@ class SavedModel:
         """Feeds tensors of any shape (TF Serving does not enforce the signature's) and returns others."""
         names = tuple(sorted(feeds))
         try:
-            found = self._callable(names, tuple(fetches))(*[feeds[name] for name in names])
+            with self._runs:
+                found = self._callable(names, tuple(fetches))(*[feeds[name] for name in names])
         except errors.OpError as error:
             raise _serving_error(error) from error
         except UnicodeDecodeError as error:
@@ -83,15 +85,14 @@ class SavedModel:
                     self._prepared.add((feeds, fetches))
 
     def close(self) -> None:
-        """Ends the session; variables and graph are freed with it."""
-        self._session.close()
+        """Ends the session once nothing runs in it; variables and graph are freed with it."""
+        self._runs.end()
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
         found = self._callables.get((feeds, fetches))
         if found is not None:
             return found
-        # TensorFlow prepares the graph for it, which may take a second; who comes meanwhile waits.
-        with self._lock:
+        with self._lock:  # preparing the graph may take a second; who asks for the same meanwhile waits
             found = self._callables.get((feeds, fetches))
             if found is None:
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)

@@ -109,7 +109,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batched", default="", metavar="FLAGS", help="our server's flags with batching (none: its default)")
     add(
         "--unbatched",
-        default="--enable_batching=false",
+        default="--adaptive_batching=false",
         metavar="FLAGS",
         help="our server's flags without batching (%(default)s)",
     )

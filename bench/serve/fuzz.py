@@ -37,7 +37,15 @@ _ANSWER_S = 20
 _RELOAD_S = 1.0
 _START_S = 60
 _STATUSES = {200, 400, 404, 408, 409, 413, 417, 429, 431, 499, 501, 503, 504}
-_CODES = {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "OUT_OF_RANGE", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED"}
+_CODES = {
+    "OK",
+    "INVALID_ARGUMENT",
+    "FAILED_PRECONDITION",
+    "NOT_FOUND",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "RESOURCE_EXHAUSTED",
+}
 _BROKEN_MESSAGE = "Exception deserializing request!"  # grpcio's word for bytes that are no such message
 _GOOD_EVERY = 20
 _RELOAD_EVERY = 500
@@ -99,13 +107,17 @@ def entries(folder: Path) -> str:
     )
 
 
-@contextlib.contextmanager
-def server(folder: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
-    """`python -m serve` of the models that are made in `folder`, until it is ready; killed at the end."""
-    made = [sys.executable, "-m", "bench.serve.fuzz_models", str(folder)]
+def make_models(folder: Path, versions: int = 2) -> None:
+    """Writes the models below `folder`: that many versions of `half`, and `kinds`."""
+    made = [sys.executable, "-m", "bench.serve.fuzz_models", str(folder), str(versions)]
     run.run(made, timeout_s=_START_S * 3, echo=False, env={"TF_CPP_MIN_LOG_LEVEL": "2"})
+
+
+@contextlib.contextmanager
+def server(folder: Path, configured: str, flags: Sequence[str] = ()) -> Iterator[Server]:
+    """`python -m serve` of a ModelConfigList, until it is ready; killed at the end."""
     config, log = folder / "models.config", folder / "server.log"
-    config.write_text(f"model_config_list {{ {entries(folder)} }}")
+    config.write_text(f"model_config_list {{ {configured} }}")
     grpc, rest = process.free_ports(2)
     ports = (f"--port={grpc}", f"--rest_api_port={rest}")
     # A load that fails is not tried for five minutes, in which no other would begin.
@@ -393,12 +405,16 @@ class Fuzz:
         memory = self._server.memory_mib
         self.tally.memory_mib.append(memory)
         if number % 10_000 == 0:
-            report.story(f"{number} requests, {memory:.0f} MiB, {len(self.tally.faults)} faults, {time.monotonic() - self._begun:.0f} s")
+            report.story(
+                f"{number} requests, {memory:.0f} MiB, {len(self.tally.faults)} faults, {time.monotonic() - self._begun:.0f} s"
+            )
 
     def _look_at_server(self) -> None:
         tally, server = self.tally, self._server
         if server.child.poll() is not None:
-            tally.fault(f"the server ended: {server.child.returncode}: {server.log.read_text(errors='replace')[-2000:]}")
+            tally.fault(
+                f"the server ended: {server.child.returncode}: {server.log.read_text(errors='replace')[-2000:]}"
+            )
         else:
             tally.memory_mib.append(server.memory_mib)
         for line in server.log.read_text(errors="replace").splitlines():
@@ -417,12 +433,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-fuzz-")))
         begun = time.monotonic()
         try:
-            target = stack.enter_context(server(folder, options.flags))
+            make_models(folder)
+            target = stack.enter_context(server(folder, entries(folder), options.flags))
         except TidegateError as error:
             print(f"bench fuzz: {error}", file=sys.stderr)
             return error.exit_code
         fuzz = Fuzz(target, options.seed)
-        tally = fuzz.one(options.only) if options.only is not None else fuzz.all(options.requests, options.clients)
+        tally = (
+            fuzz.one(options.only)
+            if options.only is not None
+            else fuzz.all(options.requests, options.clients)
+        )
     rows = [["answer", "requests"], *([kind, str(count)] for kind, count in sorted(tally.kinds.items()))]
     print(report.table(rows))
     memory = tally.memory_mib
@@ -437,7 +458,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=100_000, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the requests (%(default)s)")
     parser.add_argument("--clients", type=int, default=4, help="threads that send (%(default)s)")
-    parser.add_argument("--only", type=int, metavar="N", help="send request N of the seed alone, and print it")
+    parser.add_argument(
+        "--only", type=int, metavar="N", help="send request N of the seed alone, and print it"
+    )
     parser.add_argument("flags", nargs="*", help="further flags of the server, after --")
     return parser.parse_args(argv)
 

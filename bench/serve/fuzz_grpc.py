@@ -62,7 +62,9 @@ def reload(rng: random.Random, entries: str) -> Case:
 
     request = model_management_pb2.ReloadConfigRequest()
     text_format.Parse(entries, request.config.model_config_list)
-    new = request.config.model_config_list.config.add(model_platform=rng.choice(("tensorflow",) * 4 + ("", "torch")))
+    new = request.config.model_config_list.config.add(
+        model_platform=rng.choice(("tensorflow",) * 4 + ("", "torch"))
+    )
     new.name = rng.choice(("half", "new", "new/../x", "", "\u00e9", "n" * 2000, "a:b"))
     new.base_path = rng.choice((request.config.model_config_list.config[0].base_path, "/nowhere", "", "relative",
                                 "/proc/self/fd", "/dev/null", "/x\x00y", "/" + "p" * 5000))  # fmt: skip
@@ -88,13 +90,14 @@ def restored(entries: str) -> Case:
     return Case(RELOAD, request.SerializeToString())
 
 
-def good(value: float) -> Case:
-    """What is asked of `half` in its second version."""
+def good(value: float, model: str = "half", version: int | None = 2) -> Case:
+    """What has a known answer: value / 2 + version."""
     from tensorflow_serving.apis import predict_pb2
 
     request = predict_pb2.PredictRequest()
-    request.model_spec.name = "half"
-    request.model_spec.version.value = 2
+    request.model_spec.name = model
+    if version is not None:
+        request.model_spec.version.value = version
     request.inputs["x"].dtype = 1
     request.inputs["x"].tensor_shape.dim.add(size=1)
     request.inputs["x"].float_val.append(value)
@@ -135,7 +138,9 @@ def _predict(rng: random.Random) -> Any:
     if rng.random() < 0.1:
         _tensor(rng, request.inputs[rng.choice(("extra", "", "a", "\u00e9"))], 1, None)
     if rng.random() < 0.1:
-        request.output_filter.extend(rng.choices(("sum", "twice", "x", "echo", "none", ""), k=rng.randrange(1, 4)))
+        request.output_filter.extend(
+            rng.choices(("sum", "twice", "x", "echo", "none", ""), k=rng.randrange(1, 4))
+        )
     return request
 
 
@@ -196,7 +201,10 @@ def _on_examples(rng: random.Random) -> Any:
     request = classification_pb2.ClassificationRequest()
     _spec(rng, request.model_spec)
     if rng.random() < 0.6:
-        request.model_spec.name, request.model_spec.signature_name = "kinds", rng.choice(("classify", "regress"))
+        request.model_spec.name, request.model_spec.signature_name = (
+            "kinds",
+            rng.choice(("classify", "regress")),
+        )
     _examples(rng, request.input)
     return request
 
@@ -206,7 +214,9 @@ def _multi_inference(rng: random.Random) -> Any:
 
     request = inference_pb2.MultiInferenceRequest()
     for number in range(rng.choice((0, 1, 2, 2, 2, 3))):
-        task = request.tasks.add(method_name=rng.choice(("tensorflow/serving/classify", "tensorflow/serving/regress", "", "x")))
+        task = request.tasks.add(
+            method_name=rng.choice(("tensorflow/serving/classify", "tensorflow/serving/regress", "", "x"))
+        )
         _spec(rng, task.model_spec)
         if rng.random() < 0.7:
             task.model_spec.name = "kinds"
@@ -221,7 +231,9 @@ def _metadata(rng: random.Random) -> Any:
 
     request = get_model_metadata_pb2.GetModelMetadataRequest()
     _spec(rng, request.model_spec)
-    request.metadata_field.extend(rng.choice((["signature_def"], ["signature_def"], [], ["x"], ["signature_def", "\x00"])))
+    request.metadata_field.extend(
+        rng.choice((["signature_def"], ["signature_def"], [], ["x"], ["signature_def", "\x00"]))
+    )
     return request
 
 
@@ -250,7 +262,9 @@ def _bytes(rng: random.Random, message: Any) -> bytes:
         elif pick == 1:
             del found[at : at + rng.randrange(1, 9)]
         elif pick == 2:
-            found[at:at] = rng.choice((rng.randbytes(4), b"\xff" * 10, b"\x0b\x0b\x0b", b"\x0a\xff\xff\xff\xff\x0f", b"\x80" * 12))
+            found[at:at] = rng.choice(
+                (rng.randbytes(4), b"\xff" * 10, b"\x0b\x0b\x0b", b"\x0a\xff\xff\xff\xff\x0f", b"\x80" * 12)
+            )
         elif pick == 3:
             found += found[at:]
         elif rng.random() < 0.3:

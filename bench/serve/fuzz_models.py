@@ -1,6 +1,6 @@
-"""Writes the models that are fuzzed: `python -m bench.serve.fuzz_models FOLDER`, in a process of its own.
+"""Writes the models that are fuzzed: `python -m bench.serve.fuzz_models FOLDER VERSIONS`, in a process of its own.
 
-`half` (versions 1 and 2, y = x / 2 + version) is asked what can be checked; `kinds` has a signature for each kind of
+`half` (y = x / 2 + version) is asked what can be checked; `kinds` has a signature for each kind of
 input, for what fails in the graph, and for examples.
 """
 
@@ -43,7 +43,11 @@ def kinds(tf: Any) -> Built:
         placeholder("float32", (None, 3)),
         placeholder("string"),
     )
-    found["serving_default"] = ("predict", {"a": a, "b": b}, {"sum": a + tf.cast(b, "float32"), "twice": b * 2})
+    found["serving_default"] = (
+        "predict",
+        {"a": a, "b": b},
+        {"sum": a + tf.cast(b, "float32"), "twice": b * 2},
+    )
     found["text"] = ("predict", {"s": text}, {"echo": tf.identity(text), "echo_bytes": tf.identity(text)})
     found["matrix"] = ("predict", {"m": matrix}, {"product": matrix @ tf.ones([3, 2])})
     found["reshape"] = ("predict", {"a": a}, {"square": tf.reshape(a, [3, 3])})
@@ -83,12 +87,12 @@ def write(path: Path, build: Callable[[Any], Built]) -> None:
         builder.save()
 
 
-def main(folder: Path) -> None:
-    """Writes all of them."""
-    for number in (1, 2):
+def main(folder: Path, versions: int) -> None:
+    """Writes all of them, with so many versions of `half`."""
+    for number in range(1, versions + 1):
         write(folder / "half" / str(number), half(number))
     write(folder / "kinds" / "1", kinds)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -31,13 +31,40 @@ _NUMBERS = ("0", "-0", "1", "-1", "1.0", "1e5", "1E-400", "1e400", "-1e9999", "2
 _STRINGS = (b'""', b'"a"', b'"\\u0000"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\udead\\ubeef"', b'"\\q"', b'"\\u12"',
             b'"\xff\xfe"', b'"\xc3\x28"', b'"\xf0\x9f\x98\x80"', b'"\x00"', b'"\n"', b'"', b'"serving_default"', b'"b64"',
             b'"' + b"x" * 3000 + b'"', b'"AAAA"', b"'a'", b'"\\"')  # fmt: skip
-_WORDS = ("null", "true", "false", "nul", "TRUE", "undefined", "[]", "{}", "[[]]", "[{}]", "[[],[1]]", "/*c*/1", "")
+_WORDS = (
+    "null",
+    "true",
+    "false",
+    "nul",
+    "TRUE",
+    "undefined",
+    "[]",
+    "{}",
+    "[[]]",
+    "[{}]",
+    "[[],[1]]",
+    "/*c*/1",
+    "",
+)
 _KEYS = ("instances", "inputs", "signature_name", "examples", "context", "b64", "a", "b", "x", "s", "m", "names", "",
          "\u00e9", "__class__")  # fmt: skip
 _SIGNATURES = ("classify", "regress", "text", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "uint32", "uint64", "bool", "float16",
                "complex64", "serving_default", "text", "matrix", "reshape", "pick", "no_inputs", "classify",
                "regress", "none", "", "DEFAULT")  # fmt: skip
-_METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get", "PRI", "FOO", "M-SEARCH")
+_METHODS = (
+    "GET",
+    "POST",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "PATCH",
+    "TRACE",
+    "CONNECT",
+    "get",
+    "PRI",
+    "FOO",
+    "M-SEARCH",
+)
 _HEADERS = (b"Origin: http://x", b"Origin: x", b"Content-Type: text/html", b"Expect: 100-continue", b"Expect: x",
             b"Connection: close", b"Connection: keep-alive", b"Connection: upgrade", b"Upgrade: h2c",
             b"Upgrade: websocket", b"Content-Encoding: gzip", b"Content-Encoding: br", b"Accept-Encoding: gzip",
@@ -86,11 +113,15 @@ def _right(rng: random.Random) -> dict[str, Any]:
     document: dict[str, Any] = {"signature_name": signature}
     columns = {alias: [make(rng) for _ in range(rows)] for alias, make in _columns(signature).items()}
     if rng.random() < 0.5:
-        document["inputs"] = columns if len(columns) != 1 or rng.random() < 0.5 else next(iter(columns.values()))
+        document["inputs"] = (
+            columns if len(columns) != 1 or rng.random() < 0.5 else next(iter(columns.values()))
+        )
     elif len(columns) == 1 and rng.random() < 0.5:
         document["instances"] = next(iter(columns.values()))
     else:
-        document["instances"] = [{alias: column[row] for alias, column in columns.items()} for row in range(rows)]
+        document["instances"] = [
+            {alias: column[row] for alias, column in columns.items()} for row in range(rows)
+        ]
     return document
 
 
@@ -113,7 +144,9 @@ def _integer(rng: random.Random) -> int:
 def _text(rng: random.Random) -> Any:
     if rng.random() < 0.3:
         return {"b64": base64.b64encode(rng.randbytes(rng.randrange(20))).decode()}
-    return "".join(chr(rng.choice((0x41, 0xE9, 0x1F600, 0x22, 0x5C, 0x7F, 0))) for _ in range(rng.randrange(9)))
+    return "".join(
+        chr(rng.choice((0x41, 0xE9, 0x1F600, 0x22, 0x5C, 0x7F, 0))) for _ in range(rng.randrange(9))
+    )
 
 
 class _Raw(bytes):
@@ -167,7 +200,9 @@ def _written(rng: random.Random, node: Any, space: bytes) -> bytes:
     if isinstance(node, list):
         return space + b"[" + b",".join(_written(rng, each, space) for each in node) + b"]"
     if isinstance(node, dict):
-        members = [json.dumps(key).encode() + b":" + _written(rng, value, space) for key, value in node.items()]
+        members = [
+            json.dumps(key).encode() + b":" + _written(rng, value, space) for key, value in node.items()
+        ]
         if members and rng.random() < 0.05:
             members.append(rng.choice(members))
         return space + b"{" + b",".join(members) + b"}"
@@ -191,7 +226,9 @@ def _noise(rng: random.Random, text: bytes) -> bytes:
         if pick == 0 and at < len(found):
             found[at] ^= 1 << rng.randrange(8)
         elif pick == 1:
-            found[at:at] = rng.choice((rng.randbytes(3), b'"', b",", b"[", b"}", b"\r\n", b"\x00", b"\\", b"1e"))
+            found[at:at] = rng.choice(
+                (rng.randbytes(3), b'"', b",", b"[", b"}", b"\r\n", b"\x00", b"\\", b"1e")
+            )
         elif pick == 2:
             del found[at : at + rng.randrange(1, 20)]
         elif pick == 3:
@@ -225,7 +262,12 @@ def _sound(rng: random.Random, content: bytes) -> bytes:
     method = b"POST" if b":" in path or rng.random() < 0.2 else b"GET"
     if method == b"GET":
         content = b""
-    return b"%b %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (method, path, len(content), content)
+    return b"%b %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (
+        method,
+        path,
+        len(content),
+        content,
+    )
 
 
 def _odd(rng: random.Random) -> Case:
@@ -238,7 +280,9 @@ def _odd(rng: random.Random) -> Case:
         lines.append(b"Content-Length: 3")
     rng.shuffle(lines)
     method, end = rng.choice(_METHODS).encode(), rng.choice((b"\r\n",) * 8 + (b"\n", b"\r"))
-    version = rng.choice((b" HTTP/1.1",) * 5 + (b" HTTP/1.0", b" HTTP/2.0", b" HTTP/9", b"", b" http/1.1", b" HTTP/1.1 "))
+    version = rng.choice(
+        (b" HTTP/1.1",) * 5 + (b" HTTP/1.0", b" HTTP/2.0", b" HTTP/9", b"", b" http/1.1", b" HTTP/1.1 ")
+    )
     head = method + b" " + target(rng) + version + end + end.join(lines) + end * 2
     return Case(_split(rng, head + content), HALF)
 
@@ -254,7 +298,10 @@ def _chunked(rng: random.Random) -> Case:
     if rng.random() < 0.2:
         message = _noise(rng, message)
     both = rng.choice((b"", b"", b"", b"Content-Length: 5\r\n"))
-    head = b"POST %b HTTP/1.1\r\nHost: h\r\n%bTransfer-Encoding: chunked\r\n\r\n" % (b"/v1/models/kinds:predict", both)
+    head = b"POST %b HTTP/1.1\r\nHost: h\r\n%bTransfer-Encoding: chunked\r\n\r\n" % (
+        b"/v1/models/kinds:predict",
+        both,
+    )
     return Case(_split(rng, head + message), HALF)
 
 
@@ -269,7 +316,10 @@ def _gzipped(rng: random.Random) -> Case:
         packed = packed + rng.choice((packed, b"tail"))
     elif pick < 0.55:
         packed = gzip.compress(b'{"instances":' + b"[" * 200_000, 9, mtime=0)
-    head = b"POST /v1/models/kinds:predict HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    head = (
+        b"POST /v1/models/kinds:predict HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+        % len(packed)
+    )
     return Case((head + packed,), STAY, 1)
 
 

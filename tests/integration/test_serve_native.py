@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -61,6 +63,22 @@ def test_closed_model_refuses_to_run_and_may_be_closed_again(models):
     model.close()
     with pytest.raises(ServingError):
         model.run({"x:0": np.float32([1])}, ["y:0"])
+
+
+def test_model_that_is_closed_while_it_runs_ends_after_the_run(models):
+    model = session.load(models / "kinds" / "1", OPTIONS)
+    slow = model.signatures["slow"]
+    feeds, fetches = {slow.inputs["seconds"].name: np.float64(1)}, [slow.outputs["waited"].name]
+    model.run({name: np.float64(0) for name in feeds}, fetches)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(model.run, feeds, fetches) for _ in range(4)]
+        while model._runs._count < 4:
+            time.sleep(0.01)
+        model.close()
+        with pytest.raises(ServingError, match="is being unloaded"):
+            model.run(feeds, fetches)
+        assert all(run.result()[0] >= 1 for run in running)
+    assert not model._session._pointer
 
 
 def test_models_that_come_and_go_hold_no_memory(models):

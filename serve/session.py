@@ -190,7 +190,7 @@ def _serving_error(error: errors.OpError) -> ServingError:
 
 
 def _unreadable(error: UnicodeDecodeError) -> ServingError:
-    """A run's error whose message quotes bytes of the request that are no UTF-8: its code is lost on the way to Python."""
+    """A run's error that quotes bytes of the request which are no text: its code is lost on the way to Python."""
     return invalid(bytes(error.object).decode("utf-8", "replace"))
 
 

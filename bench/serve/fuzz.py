@@ -1,8 +1,8 @@
 """Asks a real server what nobody should, over REST and gRPC, and looks at each answer: `python -m bench.serve.fuzz`.
 
-Request number N of a seed is the same each time; `--only N` sends it alone, and prints its bytes. Requests whose answers
-are known are among them. A fault is an answer that is malformed, late, of an unforeseen status, or that shows a traceback;
-a bug that the server logs; its end; memory that grows.
+Request number N of a seed is the same each time; `--only N` sends it alone, and prints its bytes. Requests whose
+answers are known are among them. A fault is an answer that is malformed, late, of an unforeseen status, or that shows a
+traceback; a bug that the server logs; its end; memory that grows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import io
 import json
-import os
 import random
 import socket
 import struct
@@ -29,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.serve import fuzz_grpc, fuzz_rest, process
+from bench.serve import fuzz_answers, fuzz_grpc, fuzz_rest, process
+from bench.serve.fuzz_answers import Fault
 from pipeline import run
 from pipeline.errors import ProgramFailed, TidegateError
 
 _ANSWER_S = 20
 _RELOAD_S = 1.0
 _START_S = 60
-_STATUSES = {200, 400, 404, 408, 409, 413, 417, 429, 431, 499, 501, 503, 504}
 _CODES = {
     "OK",
     "INVALID_ARGUMENT",
@@ -51,11 +49,6 @@ _GOOD_EVERY = 20
 _RELOAD_EVERY = 500
 _GROWTH_MIB = 96
 _SHOWN_FAULTS = 20
-_LEAKS = (b"Traceback (", b'File "', b"site-packages")
-
-
-class Fault(Exception):
-    """What an answer should not have been."""
 
 
 @dataclass
@@ -157,13 +150,15 @@ class Client:
         if case.end == fuzz_rest.STAY:
             return self._stay(case)
         with socket.create_connection(("127.0.0.1", self._server.rest), _ANSWER_S) as connection:
-            sent = _send(connection, case.parts)
+            sent = fuzz_answers.send(connection, case.parts)
             if case.end == fuzz_rest.CUT:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return "rest cut off"
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
-            got, rest = _all_answers(_to_the_end(connection), b"HEAD " in b"".join(case.parts))
+            got, rest = fuzz_answers.all_of(
+                fuzz_answers.to_the_end(connection), b"HEAD " in b"".join(case.parts)
+            )
         if case.answers is not None and sent and len(got) != case.answers:
             raise Fault(f"{len(got)} answers to {case.answers} requests; the last: {got[-1:]}")
         if rest:
@@ -177,7 +172,7 @@ class Client:
         try:
             for part in case.parts:
                 self._connection.sendall(part)
-            answer = _answer(self._file)
+            answer = fuzz_answers.one(self._file)
         except OSError as error:
             self.close()
             raise Fault(f"connection: {error!r}") from error
@@ -207,7 +202,7 @@ class Client:
     def grpc(self, case: fuzz_grpc.Case) -> str:
         """Calls a method, looks at its answer, and says what it was. Raises Fault."""
         code, told = self._call(case, _ANSWER_S)
-        _no_leak(told)
+        fuzz_answers.no_leak(told)
         if code not in _CODES and not (code == "INTERNAL" and told == _BROKEN_MESSAGE.encode()):
             raise Fault(f"{code} {told[:500]!r}")
         return f"grpc {'broken message' if code == 'INTERNAL' else code}"
@@ -215,7 +210,7 @@ class Client:
     def reload(self, case: fuzz_grpc.Case) -> str:
         """Changes the configuration, and changes it back. Raises Fault."""
         code, told = self._call(case, _RELOAD_S)
-        _no_leak(told)
+        fuzz_answers.no_leak(told)
         # A model that is never there is waited for, as long as the client does.
         if code not in _CODES | {"DEADLINE_EXCEEDED", "UNKNOWN", "ABORTED"}:
             raise Fault(f"reload: {code} {told[:500]!r}")
@@ -240,90 +235,6 @@ class Client:
             self._connection = None
 
 
-# --- answers of HTTP ---
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer that was well-formed."""
-
-    status: int
-    closes: bool
-
-
-def _send(connection: socket.socket, parts: Sequence[bytes]) -> bool:
-    """Whether all was taken; a server may close before it has read what it refuses."""
-    try:
-        for part in parts:
-            connection.sendall(part)
-    except ConnectionError:
-        return False
-    return True
-
-
-def _to_the_end(connection: socket.socket) -> bytes:
-    found = []
-    with contextlib.suppress(ConnectionError):
-        while part := connection.recv(1 << 16):
-            found.append(part)
-    return b"".join(found)
-
-
-def _all_answers(raw: bytes, without_body: bool) -> tuple[list[int], bytes]:
-    """The statuses of all answers in some bytes, and what is left. Raises Fault."""
-    file, found = io.BytesIO(raw), []
-    while (at := file.tell()) < len(raw):
-        if raw.startswith(b"HTTP/1.1 100 Continue\r\n\r\n", at):
-            file.seek(25, os.SEEK_CUR)
-            continue
-        answer = _answer(file, without_body)
-        if answer is None:
-            return found, raw[at:]
-        found.append(answer.status)
-    return found, b""
-
-
-def _answer(file: Any, without_body: bool = False) -> Answered | None:
-    """Reads one answer; None at the end. Raises Fault where it is not well-formed."""
-    first = file.readline(1000)
-    if not first:
-        return None
-    words = first.split(b" ", 2)
-    if len(words) != 3 or words[0] != b"HTTP/1.1" or not words[1].isdigit():
-        raise Fault(f"no status line: {first!r}")
-    headers: dict[bytes, bytes] = {}
-    while (line := file.readline(65536)) != b"\r\n":
-        name, colon, value = line.partition(b": ")
-        if not colon or not line.endswith(b"\r\n"):
-            raise Fault(f"no header: {line!r}")
-        headers[name.lower()] = value.strip()
-    size = int(headers.get(b"content-length", b"0"))
-    content = b"" if without_body else file.read(size)
-    if not without_body and len(content) != size:
-        raise Fault(f"an answer of {size} bytes ended after {len(content)}")
-    _check(int(words[1]), content)
-    return Answered(int(words[1]), headers.get(b"connection", b"").lower() == b"close")
-
-
-def _check(status: int, content: bytes) -> None:
-    _no_leak(content)
-    if status not in _STATUSES:
-        raise Fault(f"status {status}: {content[:300]!r}")
-    if not content:
-        return
-    try:
-        told = json.loads(content.decode("utf-8", "surrogateescape"), strict=False)
-    except (ValueError, RecursionError) as error:
-        raise Fault(f"status {status}, and no JSON ({error}): {content[:300]!r}") from error
-    if status != 200 and not (isinstance(told, dict) and isinstance(told.get("error"), str)):
-        raise Fault(f"status {status} without an error: {content[:300]!r}")
-
-
-def _no_leak(told: bytes) -> None:
-    if any(leak in told for leak in _LEAKS):
-        raise Fault(f"a traceback: {told[:500]!r}")
-
-
 # --- many requests ---
 
 
@@ -333,7 +244,6 @@ class Fuzz:
     def __init__(self, server: Server, seed: int):
         self._server = server
         self._seed = seed
-        self._begun = time.monotonic()
         self.tally = Tally()
         self._reloading = threading.Lock()
 
@@ -405,9 +315,7 @@ class Fuzz:
         memory = self._server.memory_mib
         self.tally.memory_mib.append(memory)
         if number % 10_000 == 0:
-            report.story(
-                f"{number} requests, {memory:.0f} MiB, {len(self.tally.faults)} faults, {time.monotonic() - self._begun:.0f} s"
-            )
+            report.story(f"{number} requests, {memory:.0f} MiB, {len(self.tally.faults)} faults")
 
     def _look_at_server(self) -> None:
         tally, server = self.tally, self._server
@@ -447,7 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [["answer", "requests"], *([kind, str(count)] for kind, count in sorted(tally.kinds.items()))]
     print(report.table(rows))
     memory = tally.memory_mib
-    print(f"seed {options.seed}: {tally.asked} requests in {time.monotonic() - begun:.0f} s, slowest {tally.slowest_s:.1f} s, "
+    seconds = time.monotonic() - begun
+    print(f"seed {options.seed}: {tally.asked} requests in {seconds:.0f} s, slowest {tally.slowest_s:.1f} s, "
           f"memory {memory[len(memory) // 5]:.0f} MiB after warm-up, {memory[-1]:.0f} MiB at the end, "
           f"{len(tally.faults)} faults")  # fmt: skip
     return 1 if tally.faults else 0

@@ -11,14 +11,19 @@ from typing import Any
 _PREDICTION = "/tensorflow.serving.PredictionService/"
 _MODEL = "/tensorflow.serving.ModelService/"
 RELOAD = _MODEL + "HandleReloadConfigRequest"
-_INPUTS = {"text": ("s",), "matrix": ("m",), "reshape": ("a",), "pick": ("b",), "serving_default": ("a", "b"), "": ("a", "b"),
+_INPUTS = {"text": ("s",), "matrix": ("m",), "reshape": ("a",), "pick": ("b",), "serving_default": ("a", "b"),
+           "": ("a", "b"),
            "classify": ("inputs",), "regress": ("inputs",), "no_inputs": ()}  # fmt: skip
-_SIGNATURES = (*_INPUTS, "float32", "float64", "int64", "int8", "uint8", "uint64", "bool", "float16", "complex64", "none",
+_SIGNATURES = (*_INPUTS, "float32", "float64", "int64", "int8", "uint8", "uint64", "bool", "float16",
+               "complex64", "none",
                "\x00", "s" * 3000)  # fmt: skip
-_TYPES = {"text": 7, "matrix": 1, "reshape": 1, "pick": 3, "float32": 1, "float64": 2, "int64": 9, "int8": 6, "uint8": 4,
+_TYPES = {"text": 7, "matrix": 1, "reshape": 1, "pick": 3, "float32": 1, "float64": 2, "int64": 9, "int8": 6,
+          "uint8": 4,
           "uint64": 23, "bool": 10, "float16": 19, "complex64": 8, "classify": 7, "regress": 7}  # fmt: skip
-_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 6: "int_val", 7: "string_val", 8: "scomplex_val",
-           9: "int64_val", 10: "bool_val", 17: "int_val", 19: "half_val", 22: "uint32_val", 23: "uint64_val"}  # fmt: skip
+_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 6: "int_val", 7: "string_val",
+           8: "scomplex_val",
+           9: "int64_val", 10: "bool_val", 17: "int_val", 19: "half_val", 22: "uint32_val",
+           23: "uint64_val"}  # fmt: skip
 _SIZES = (0, 1, 2, 3, 9, 40, -1, 2**31, 2**62, 2**63 - 1, -(2**63))
 _SMALL = (0, 1, 1, 2, 3, 3, 9)
 
@@ -165,8 +170,10 @@ def _tensor(rng: random.Random, proto: Any, dtype: int, width: int | None) -> No
 
 
 def _values(rng: random.Random, field: Any, dtype: int, count: int) -> None:
-    kinds = {1: (0.5, 1e30, float("nan"), float("-inf")), 2: (0.5, 1e300, float("nan")), 7: (b"", b"s", b"\xff", b"l" * 2000),
-             8: (0.5, 1.0), 10: (True, False), 19: (0, 15360, 2**16, -1), 23: (1, 2**64 - 1), 9: (1, -(2**63))}  # fmt: skip
+    kinds = {1: (0.5, 1e30, float("nan"), float("-inf")), 2: (0.5, 1e300, float("nan")), 7: (b"", b"s",
+             b"\xff", b"l" * 2000),
+             8: (0.5, 1.0), 10: (True, False), 19: (0, 15360, 2**16, -1), 23: (1, 2**64 - 1), 9: (1,
+             -(2**63))}  # fmt: skip
     field.extend(rng.choices(kinds.get(dtype, (0, 1, 5, 9, 10, 300, -1, 2**31 - 1)), k=count))
 
 

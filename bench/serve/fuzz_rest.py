@@ -24,12 +24,15 @@ class Case:
     without_body: bool = False
 
 
-_NUMBERS = ("0", "-0", "1", "-1", "1.0", "1e5", "1E-400", "1e400", "-1e9999", "2147483647", "2147483648", "-2147483649",
+_NUMBERS = ("0", "-0", "1", "-1", "1.0", "1e5", "1E-400", "1e400", "-1e9999", "2147483647", "2147483648",
+            "-2147483649",
             "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551615",
-            "18446744073709551616", "0.1", "3.4028236e38", "5e-324", "NaN", "Infinity", "-Inf", "01", "1.", ".5", "+1",
+            "18446744073709551616", "0.1", "3.4028236e38", "5e-324", "NaN", "Infinity", "-Inf", "01", "1.",
+            ".5", "+1",
             "1e", "-", "0x10", "1" * 400, "0." + "3" * 400, "255", "256", "127", "128")  # fmt: skip
 _STRINGS = (b'""', b'"a"', b'"\\u0000"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\udead\\ubeef"', b'"\\q"', b'"\\u12"',
-            b'"\xff\xfe"', b'"\xc3\x28"', b'"\xf0\x9f\x98\x80"', b'"\x00"', b'"\n"', b'"', b'"serving_default"', b'"b64"',
+            b'"\xff\xfe"', b'"\xc3\x28"', b'"\xf0\x9f\x98\x80"', b'"\x00"', b'"\n"', b'"',
+            b'"serving_default"', b'"b64"',
             b'"' + b"x" * 3000 + b'"', b'"AAAA"', b"'a'", b'"\\"')  # fmt: skip
 _WORDS = (
     "null",
@@ -48,7 +51,8 @@ _WORDS = (
 )
 _KEYS = ("instances", "inputs", "signature_name", "examples", "context", "b64", "a", "b", "x", "s", "m", "names", "",
          "\u00e9", "__class__")  # fmt: skip
-_SIGNATURES = ("classify", "regress", "text", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "uint32", "uint64", "bool", "float16",
+_SIGNATURES = ("classify", "regress", "text", "float32", "float64", "int64", "int32", "int16", "int8", "uint8",
+               "uint32", "uint64", "bool", "float16",
                "complex64", "serving_default", "text", "matrix", "reshape", "pick", "no_inputs", "classify",
                "regress", "none", "", "DEFAULT")  # fmt: skip
 _METHODS = (
@@ -69,7 +73,8 @@ _HEADERS = (b"Origin: http://x", b"Origin: x", b"Content-Type: text/html", b"Exp
             b"Connection: close", b"Connection: keep-alive", b"Connection: upgrade", b"Upgrade: h2c",
             b"Upgrade: websocket", b"Content-Encoding: gzip", b"Content-Encoding: br", b"Accept-Encoding: gzip",
             b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", b"traceparent: \xff-00-zz",
-            b"A: " + b"b" * 4000, b"A\x00: b", b"A : b", b": b", b"A", b"\xff: \xff", b"A: b\r\n c", b"Host:", b"TE: trailers",
+            b"A: " + b"b" * 4000, b"A\x00: b", b"A : b", b": b", b"A", b"\xff: \xff", b"A: b\r\n c", b"Host:",
+            b"TE: trailers",
             b"HTTP2-Settings: AAMAAABkAAQAAP__", b"Transfer-Encoding: gzip, chunked",
             b"Transfer-Encoding: identity")  # fmt: skip
 
@@ -213,7 +218,8 @@ def _deep(rng: random.Random) -> bytes:
     count = rng.choice((30, 63, 64, 65, 1000, 20_000))
     opened, closed = rng.choice(((b"[", b"]"), (b'{"a":', b"}"), (b'[{"x":', b"}]")))
     nest = opened * count + rng.choice((b"1", b"", b'""')) + closed * rng.choice((count, count, count - 1, 0))
-    return rng.choice((b"%b", b'{"instances":%b}', b'{"inputs":%b}', b'{"signature_name":%b}', b'{"u":%b,"instances":[1]}',
+    return rng.choice((b"%b", b'{"instances":%b}', b'{"inputs":%b}', b'{"signature_name":%b}',
+                       b'{"u":%b,"instances":[1]}',
                        b'{"examples":[%b]}')) % nest  # fmt: skip
 
 
@@ -246,9 +252,12 @@ def target(rng: random.Random, content: bytes = b"") -> bytes:
     if rng.random() < 0.8:
         verbs = (b"classify", b"regress") if b'"examples"' in content else (b"predict",)
         return b"/v1/models/kinds:" + rng.choice(verbs if rng.random() < 0.9 else (b"predict", b"classify"))
-    pieces = (b"/v1/models", b"/v1", b"/", b"kinds", b"/half", b"/kinds", b"/versions/", b"/labels/", b"1", b"99", b"9" * 25,
-              b"/metadata", b":predict", b":classify", b":Predict", b"%00", b"%ff", b"%2f", b"..", b"?x=1", b"#f", b"\xc3\xa9",
-              b"%", b"%4", b"//", b"stable", b":", b"http://h/v1/models/half", b"*", b"-1", b"/monitoring")  # fmt: skip
+    pieces = (b"/v1/models", b"/v1", b"/", b"kinds", b"/half", b"/kinds", b"/versions/", b"/labels/", b"1",
+              b"99", b"9" * 25,
+              b"/metadata", b":predict", b":classify", b":Predict", b"%00", b"%ff", b"%2f", b"..", b"?x=1",
+              b"#f", b"\xc3\xa9",
+              b"%", b"%4", b"//", b"stable", b":", b"http://h/v1/models/half", b"*", b"-1",
+              b"/monitoring")  # fmt: skip
     if rng.random() < 0.7:
         return b"/v1/models/" + b"".join(rng.choices(pieces, k=rng.randrange(1, 5)))
     return b"".join(rng.choices(pieces, k=rng.randrange(1, 6)))
@@ -273,7 +282,8 @@ def _sound(rng: random.Random, content: bytes) -> bytes:
 def _odd(rng: random.Random) -> Case:
     """A request with a method, a version, headers or a frame that are not usual or not right."""
     content = body(rng) if rng.random() < 0.7 else b""
-    size = rng.choice((str(len(content)),) * 4 + ("-1", "+5", "0", "99999999999999999999", "1e3", "", str(len(content) + 7),
+    size = rng.choice((str(len(content)),) * 4 + ("-1", "+5", "0", "99999999999999999999", "1e3", "",
+                       str(len(content) + 7),
                       "1,1"))  # fmt: skip
     lines = [b"Host: h", b"Content-Length: " + size.encode(), *rng.choices(_HEADERS, k=rng.randrange(4))]
     if rng.random() < 0.1:
@@ -293,7 +303,8 @@ def _chunked(rng: random.Random) -> Case:
         size = rng.randrange(1, max(2, min(len(content), 400)))
         chunks.append(b"%x%b\r\n%b\r\n" % (size, rng.choice((b"", b"", b";x=y")), content[:size].ljust(size)))
         content = content[size:]
-    message = b"".join(chunks) + rng.choice((b"0\r\n\r\n",) * 6 + (b"0\r\nA: b\r\n\r\n", b"", b"-1\r\n\r\n", b"zz\r\n",
+    message = b"".join(chunks) + rng.choice((b"0\r\n\r\n",) * 6 + (b"0\r\nA: b\r\n\r\n", b"", b"-1\r\n\r\n",
+                       b"zz\r\n",
                                              b"fffffffffffffffff\r\n"))  # fmt: skip
     if rng.random() < 0.2:
         message = _noise(rng, message)

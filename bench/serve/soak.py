@@ -1,9 +1,8 @@
 """Keeps a real server at work for an hour while its versions come and go: `python -m bench.serve.soak`.
 
-Its capacity is measured first, then `--load` of it is asked over REST and gRPC, at a rate of its own whatever the server
-does. Each minute has a new version and the end of an old one, a label that moves, and a configuration that changes and
-changes back. Each answer is checked: the version that it is of says what it has to be. Zero failed requests, no wrong
-answer and flat memory, or exit status 1.
+Its capacity is measured first, then `--load` of it is asked over REST and gRPC, at a rate of its own whatever the
+server does. Each minute has a new version and the end of an old one, a label that moves, and a configuration that
+changes and changes back. Zero failed requests, no wrong answer and flat memory, or exit status 1.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class Asker:
                 self._idle.get_nowait()[1].close()
 
     async def ask(self, minute: Minute, scheduled: float) -> None:
-        """One request, counted; its latency is from when it was to be sent, so that a stall shows in all that it held up."""
+        """One request, counted; latency counts from when it was due, so that a stall shows in all it held up."""
         x = float(self._random.randrange(1000))
         minute.asked += 1
         try:
@@ -211,7 +210,7 @@ class Soak:
         await asker.reload([new], more=True)
         await asyncio.sleep(5)
         await asker.reload([new], more=False)
-        await _until(asker, {version: "END" for version in range(1, new - _KEPT_VERSIONS + 1)})
+        await _until(asker, dict.fromkeys(range(1, new - _KEPT_VERSIONS + 1), "END"))
         old = self._server.folder / "soak" / str(new - _KEPT_VERSIONS)
         if old.exists():
             shutil.rmtree(old)
@@ -234,7 +233,7 @@ class Soak:
 
 
 async def _until(asker: Asker, states: dict[int, str]) -> None:
-    while any((await asker.versions()).get(version) != state for version, state in states.items()):
+    while not states.items() <= (await asker.versions()).items():
         await asyncio.sleep(0.2)
 
 

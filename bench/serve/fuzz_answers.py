@@ -39,7 +39,7 @@ def send(connection: socket.socket, parts: Sequence[bytes]) -> bool:
 
 def to_the_end(connection: socket.socket) -> bytes:
     """All that comes until the connection ends."""
-    found = []
+    found: list[bytes] = []
     with contextlib.suppress(ConnectionError):
         while part := connection.recv(1 << 16):
             found.append(part)
@@ -48,7 +48,8 @@ def to_the_end(connection: socket.socket) -> bytes:
 
 def all_of(raw: bytes, without_body: bool) -> tuple[list[int], bytes]:
     """The statuses of all answers in some bytes, and what is left. Raises Fault."""
-    file, found = io.BytesIO(raw), []
+    file = io.BytesIO(raw)
+    found: list[int] = []
     while (at := file.tell()) < len(raw):
         if raw.startswith(b"HTTP/1.1 100 Continue\r\n\r\n", at):
             file.seek(25, os.SEEK_CUR)

@@ -39,7 +39,7 @@ class Case:
 def ready() -> None:
     """Imports the messages, which takes seconds and may not be done by several threads at once."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tensorflow.core.example import example_pb2  # type: ignore[import-untyped] # noqa: F401
+    from tensorflow.core.example import example_pb2  # noqa: F401
     from tensorflow_serving.apis import predict_pb2  # noqa: F401
 
 
@@ -179,7 +179,7 @@ def _values(rng: random.Random, field: Any, dtype: int, count: int) -> None:
 
 def _examples(rng: random.Random, given: Any) -> None:
     """Fills an Input with examples: by themselves, with a context, or none."""
-    from tensorflow.core.example import example_pb2  # type: ignore[import-untyped]
+    from tensorflow.core.example import example_pb2
 
     def fill(example: example_pb2.Example) -> None:
         feature = example.features.feature

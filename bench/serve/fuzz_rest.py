@@ -131,7 +131,7 @@ def _right(rng: random.Random) -> dict[str, Any]:
 
 
 def _columns(signature: str) -> dict[str, Callable[[random.Random], Any]]:
-    return {
+    known: dict[str, dict[str, Callable[[random.Random], Any]]] = {
         "serving_default": {"a": random.Random.random, "b": _integer},
         "text": {"s": _text},
         "matrix": {"m": lambda rng: [rng.random() for _ in range(3)]},
@@ -139,7 +139,8 @@ def _columns(signature: str) -> dict[str, Callable[[random.Random], Any]]:
         "pick": {"b": lambda rng: rng.randrange(-1, 11)},
         "bool": {"x": lambda rng: rng.random() < 0.5},
         "no_inputs": {},
-    }.get(signature, {"x": random.Random.random if "float" in signature else _integer})
+    }
+    return known.get(signature, {"x": random.Random.random if "float" in signature else _integer})
 
 
 def _integer(rng: random.Random) -> int:

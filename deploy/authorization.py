@@ -14,7 +14,17 @@ from collections.abc import Callable, Mapping
 
 from deploy.credentials import Login, login_for
 from deploy.oci import parse_json
-from deploy.transport import Answer, Refused, Request, Transport, Unreachable, is_safe, retry_after_s, whole
+from deploy.transport import (
+    Answer,
+    Refused,
+    Request,
+    Transport,
+    Unreachable,
+    is_safe,
+    is_token,
+    retry_after_s,
+    whole,
+)
 from pipeline.errors import ProgramFailed
 
 _LIFE_S = 60.0  # of a token whose answer does not say: the specification's default
@@ -100,7 +110,7 @@ class Authorization:
             raise Refused(self._no_entry(login), 401)
         given = parse_json(whole(answer), f"the token from {realm}")
         token = given.get("token") or given.get("access_token")
-        if not isinstance(token, str) or not token:
+        if not isinstance(token, str) or not is_token(token):
             raise ProgramFailed(
                 f"the token service {realm} answered without a token; {self._host} is set up wrongly"
             )

@@ -7,18 +7,21 @@ whole config.json may also stand in DOCKER_AUTH_CONFIG, as GitLab's runners take
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.transport import is_token
 from pipeline.errors import ProgramFailed
 from pipeline.run import run
 
 _HELPER_TIMEOUT_S = 30.0
 _DOCKER_HUB = "https://index.docker.io/v1/"
+_HELPER = re.compile(r"[\w.-]+")  # what follows docker-credential- in a program's name
+_MEMBERS = ("username", "password", "auth", "identitytoken", "registrytoken")
 # What a helper says, on stdout, of a server that it knows nothing of (docker-credential-helpers, credentials/error.go).
 _UNKNOWN = ("credentials not found", "no credentials server url")
 # The user name with which a helper hands out an identity token instead of a password.
@@ -64,12 +67,18 @@ def login_for(host: str, environ: Mapping[str, str] = os.environ) -> Login | Non
 def _parsed(content: str | bytes, where: str, host: str) -> dict:
     try:
         config = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProgramFailed(
             _unreadable(where, error, host)
         ) from None  # the cause would quote the configuration
-    if not isinstance(config, dict):
-        raise ProgramFailed(_unreadable(where, f"it is a {type(config).__name__}", host))
+    named = {"it": config}
+    if isinstance(config, dict):
+        named = {name: config.get(name) or {} for name in ("auths", "credHelpers")}
+    for name, value in named.items():
+        if not isinstance(value, dict):
+            raise ProgramFailed(
+                _unreadable(where, f"{name} is a {type(value).__name__}, not an object", host)
+            )
     return config
 
 
@@ -83,11 +92,13 @@ def _in(config: Mapping, host: str, where: str) -> Login | None:
     helpers = config.get("credHelpers") or {}
     helper = next((helpers[name] for name in names if name in helpers), None) or config.get("credsStore")
     if helper:
+        if not isinstance(helper, str) or not _HELPER.fullmatch(helper):
+            raise ProgramFailed(_unreadable(where, "what it names as a credential helper is none", host))
         found = _from_helper(helper, _DOCKER_HUB if host == "docker.io" else host)
         if found:
             return found
     for name, entry in (config.get("auths") or {}).items():
-        if _host(name) in names and (found := _from_entry(entry or {}, where, name)):
+        if _host(name) in names and (found := _from_entry(entry, where, name)):
             return found
     return None
 
@@ -102,24 +113,44 @@ def _host(name: str) -> str:
     return name.removeprefix("https://").removeprefix("http://").partition("/")[0]
 
 
-def _from_entry(entry: Mapping, where: str, name: str) -> Login | None:
+def _from_entry(entry: object, where: str, name: str) -> Login | None:
     """What `auths` holds for a server; None for the empty entry that docker leaves where a helper has the login."""
-    user, password = entry.get("username", ""), entry.get("password", "")
-    if entry.get("auth"):
-        user, password = _decoded(entry["auth"], where, name)
-    identity, token = entry.get("identitytoken", ""), entry.get("registrytoken", "")
+    try:
+        user, password, auth, identity, token = _members(entry or {})
+        if auth:
+            user, password = _decoded(auth)
+    except (ValueError, TypeError):
+        # Without its cause, which would quote it.
+        raise ProgramFailed(
+            f"{where}: the entry of {name} is not a login; docker login {_host(name)} writes it anew"
+        ) from None
     return Login(user, password, identity, token) if user or identity or token else None
 
 
-def _decoded(auth: str, where: str, name: str) -> tuple[str, str]:
-    try:
-        user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        colon = ""
+def _members(entry: object) -> list[str]:
+    """The members of an entry as text, "" for one that is not there. Raises ValueError or TypeError for others."""
+    if not isinstance(entry, Mapping):
+        raise TypeError("no object")
+    found = [entry.get(name) or "" for name in _MEMBERS]
+    if not all(isinstance(text, str) for text in found):
+        raise TypeError("no text")
+    _travels(*found)
+    if found[-1] and not is_token(found[-1]):
+        raise ValueError("a token that no header can hold")
+    return found
+
+
+def _travels(*texts: str) -> None:
+    """Raises ValueError for a text that cannot be sent: JSON may hold halves of characters."""
+    for text in texts:
+        text.encode()
+
+
+def _decoded(auth: str) -> tuple[str, str]:
+    """User and password. Raises ValueError for what is no login."""
+    user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
     if not colon:
-        raise ProgramFailed(
-            f"{where}: the entry of {name} is not a login; docker login {_host(name)} writes it anew"
-        )
+        raise ValueError("no colon")
     return user, password.strip("\0")
 
 
@@ -137,6 +168,7 @@ def _from_helper(helper: str, server: str) -> Login | None:
     try:
         answer = json.loads(done.stdout)
         user, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, KeyError, TypeError):
+        _travels(user, secret)
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ProgramFailed(f"{program} answered something that is not a login for {server}") from None
     return Login("", identity_token=secret) if user == _TOKEN_USER else Login(user, secret)

@@ -150,11 +150,11 @@ class Environment:
         found = self.now.by_role(role)
         return found.version if found else None
 
-    def warm(self, digest: str, process: Handle | None = None) -> Version | None:
-        """A running version of this digest (and, if given, in this very process)."""
+    def warm(self, release: Release, process: Handle | None = None) -> Version | None:
+        """A running version of this digest under this number (and, if given, in this very process)."""
         for one in self.now.placed:
             version = one.version
-            same = version.digest == digest and process in (None, version.process)
+            same = version.of(release) and process in (None, version.process)
             if same and self.target.runs(version) and self.target.alive(version):
                 return version
         return None
@@ -162,9 +162,14 @@ class Environment:
     def serves(self, release: Release) -> bool:
         """Whether the stable version is this release, started as settings ask now."""
         stable = self.placed(STABLE)
-        return stable is not None and stable.digest == release.digest and self.target.runs(stable)
+        return stable is not None and stable.of(release) and self.target.runs(stable)
 
     # --- doing ---
+
+    def begin(self) -> None:
+        """Notes that a change begins: whoever finds it unfinished puts right what it left."""
+        if self.now != State():
+            self._write(self.now.placed, changing=True)
 
     def start(self, release: Release) -> Version:
         """Starts a release as the candidate, without traffic; an earlier candidate is ended first."""

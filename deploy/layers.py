@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from deploy.disk import disk_trouble
-from deploy.oci import CHUNK_BYTES, LAYER, Blob, Descriptor, Hasher, Image, Source
+from deploy.oci import CHUNK_BYTES, LAYER, Blob, Descriptor, Hasher, Image, Published
 from pipeline.errors import IntegrityError, ProgramFailed
 
 _WHITEOUT = ".wh."
@@ -94,7 +94,7 @@ class _Reader:
         return chunk
 
 
-def unpack_image(source: Source, image: Image, into: Path) -> None:
+def unpack_image(source: Published, image: Image, into: Path) -> None:
     """Unpacks an image's layers, lowest first, into a folder that appears whole or not at all."""
     if into.is_dir() and any(into.iterdir()):
         raise ProgramFailed(f"{into} is not empty; an image is unpacked into a folder of its own")
@@ -110,23 +110,24 @@ def unpack_image(source: Source, image: Image, into: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_all(source: Source, blob: Descriptor) -> None:
+def _read_all(source: Published, blob: Descriptor) -> None:
     with source.open(blob) as stream:
-        _finish(_Reader(stream, hashlib.sha256()), blob)
+        _finish(_Reader(stream, hashlib.sha256()), blob, source)
 
 
-def _finish(reader: _Reader, blob: Descriptor) -> None:
+def _finish(reader: _Reader, blob: Descriptor, source: Published) -> None:
     """Reads a blob to its end and compares it with its digest."""
     while reader.read(CHUNK_BYTES):
         pass
     digest = f"sha256:{reader.hasher.hexdigest()}"
     if digest != blob.digest:
         raise IntegrityError(
-            f"blob {blob.digest} is not what it says: its {reader.size} bytes have the digest {digest}"
+            f"blob {blob.digest} is not what it says: its {reader.size} bytes have the digest {digest}."
+            f" {source.mending(blob.digest)}"
         )
 
 
-def apply(source: Source, layer: Descriptor, root: Path) -> None:
+def apply(source: Published, layer: Descriptor, root: Path) -> None:
     """Unpacks one layer over what is below `root`. Raises IntegrityError if its bytes are not what its digest says."""
     mode = _TAR_MODES.get(layer.media_type)
     if mode is None:
@@ -144,7 +145,7 @@ def apply(source: Source, layer: Descriptor, root: Path) -> None:
                     _place(archive, member, root)
         except (tarfile.TarError, EOFError, zlib.error) as error:
             broken = error
-        _finish(reader, layer)
+        _finish(reader, layer, source)
     if broken:
         raise IntegrityError(f"layer {layer.digest} is not a tar archive: {broken}") from broken
 

@@ -101,6 +101,9 @@ class Image:
         return len(self.body) + sum(blob.size for blob in self.blobs)
 
 
+REPUBLISH = "publish again (python -m pipeline run --force publish --all)"
+
+
 class Source(Protocol):
     """Where images come from: a layout on disk or a registry."""
 
@@ -109,6 +112,13 @@ class Source(Protocol):
 
     def open(self, blob: Descriptor) -> BinaryIO:
         """The bytes of a blob as they come; whoever reads them verifies them."""
+
+
+class Published(Source, Protocol):
+    """Where published images are: what is damaged there is mended there."""
+
+    def mending(self, digest: str) -> str:
+        """Where a damaged blob lies, and what to do about it."""
 
 
 def load(source: Source, digest: str) -> Image:
@@ -142,6 +152,14 @@ def parse_json(body: bytes, name: str) -> dict:
     if not isinstance(document, dict):
         raise IntegrityError(f"{name} is not an OCI document: it is a {type(document).__name__}")
     return document
+
+
+def is_manifest(body: bytes) -> bool:
+    """Whether a document is a manifest, of an image, an artifact or several of them."""
+    try:
+        return bool({"layers", "manifests"} & parse_json(body, "a manifest").keys())
+    except IntegrityError:
+        return False
 
 
 def encode(document: Mapping) -> bytes:
@@ -247,8 +265,12 @@ class Layout:
                 " Publish it again, or name another registry."
             ) from error
         if of_bytes(body) != digest:
-            raise IntegrityError(f"{digest} in oci:{self.root} is {of_bytes(body)}: its bytes were changed")
+            raise IntegrityError(f"{digest} in oci:{self.root} is {of_bytes(body)}. {self.mending(digest)}")
         return body
+
+    def mending(self, digest: str) -> str:
+        """Where a damaged blob lies, and what to do about it."""
+        return f"{self.path(digest)} was changed. If it was published, {REPUBLISH}: that reads what is there."
 
     def open(self, blob: Descriptor) -> BinaryIO:
         try:
@@ -365,7 +387,7 @@ def verified(source: Source, blob: Descriptor) -> bool:
     return f"sha256:{sha.hexdigest()}" == blob.digest
 
 
-def open_source(registry: str) -> Source:
+def open_source(registry: str) -> Published:
     """The images of `oci:PATH` (relative to the working directory) or of the registry `HOST[:PORT]/NAME`."""
     if registry.startswith("oci:"):
         return Layout(Path(registry.removeprefix("oci:")))

@@ -117,8 +117,14 @@ def give_version(registry: Registry, image: Image, *, known: bool, above: int = 
     for version in range(first, first + _RACES_AT_MOST):
         if registry.resolve(f"v{version}") is None:
             registry.tag(f"v{version}", image)
-            if registry.resolve(f"v{version}") == image.digest:
+            there = registry.resolve(f"v{version}")
+            if there == image.digest:
                 return version
+            if there is None:
+                raise ProgramFailed(
+                    f"the registry took the tag v{version}, and has it not: it does not keep what it is sent. "
+                    "Look at its log and its disk, then run publish again."
+                )
     raise LostRace(
         f"others took the versions v{first} to v{first + _RACES_AT_MOST - 1} meanwhile; run publish again."
     )
@@ -242,4 +248,6 @@ class RemoteRegistry:
         there = load(self._client, image.digest)
         for blob in there.blobs:
             if complaint := self._client.lacks(blob):
-                raise IntegrityError(f"{complaint}, just after it was pushed; do not trust this registry")
+                raise IntegrityError(
+                    f"{complaint}, though it was sent what it lacked. {self._client.mending(blob.digest)}"
+                )

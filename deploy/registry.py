@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -15,7 +16,17 @@ from typing import Any, BinaryIO
 
 from deploy.authorization import Authorization
 from deploy.credentials import Login, login_for
-from deploy.oci import CHUNK_BYTES, DOCKER_TYPES, INDEX, MANIFEST, Descriptor, of_bytes, parse_json
+from deploy.oci import (
+    CHUNK_BYTES,
+    DOCKER_TYPES,
+    INDEX,
+    MANIFEST,
+    REPUBLISH,
+    Descriptor,
+    is_manifest,
+    of_bytes,
+    parse_json,
+)
 from deploy.transport import (
     Answer,
     Network,
@@ -23,8 +34,9 @@ from deploy.transport import (
     Request,
     Transport,
     Unreachable,
+    following,
     is_loopback,
-    is_safe,
+    number,
     read,
     retry_after_s,
     said,
@@ -42,6 +54,10 @@ _ACCEPT = ", ".join(
 )
 
 
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
 class Client:
     """One repository of one registry, `HOST[:PORT]/NAME`. Any number of threads may use it.
 
@@ -56,6 +72,7 @@ class Client:
         transport: Transport | None = None,
         login: Callable[[str], Login | None] = login_for,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = _say,
     ):
         self.repository = repository
         self.host, _, self.name = repository.partition("/")
@@ -63,6 +80,7 @@ class Client:
         self._transport = transport or Network()
         self._authorization = Authorization(self.host, self.name, self._transport, login=login)
         self._sleep = sleep
+        self._tell = say
 
     def manifest(self, digest: str) -> bytes:
         """The manifest of this digest, verified."""
@@ -73,9 +91,16 @@ class Client:
             )
         if of_bytes(body) != digest:
             raise IntegrityError(
-                f"{self.repository} answered {of_bytes(body)} when asked for manifest {digest}"
+                f"{self.repository} answered {of_bytes(body)} when asked for manifest {digest}. {self.mending(digest)}"
             )
         return body
+
+    def mending(self, digest: str) -> str:
+        """What to do about a blob or manifest that is damaged in the registry: publishing looks at sizes alone."""
+        return (
+            f"{self.repository} keeps it damaged, and may take no other in its place: delete {digest} there, then "
+            f"{REPUBLISH}. Where nothing can be deleted, name another repository (publish.registry)."
+        )
 
     def resolve(self, reference: str) -> str | None:
         """The digest that a tag (or digest) names; None if it names nothing.
@@ -87,11 +112,22 @@ class Client:
         )
         if answer.status == 404:
             return None
-        named = answer.headers.get("Docker-Content-Digest")  # optional in the specification
-        named = named or of_bytes(self._read(f"{self.api}/manifests/{reference}")[1])
+        named = answer.headers.get("Docker-Content-Digest") or self._computed(
+            reference
+        )  # optional in the specification
         if reference.startswith("sha256:") and named != reference:
             raise IntegrityError(f"{self.repository} answered {named} when asked for {reference}")
         return named
+
+    def _computed(self, reference: str) -> str:
+        """The digest of what is there. Raises ProgramFailed where that is no manifest, as of a plain web server."""
+        body = self._read(f"{self.api}/manifests/{reference}")[1]
+        if not is_manifest(body):
+            raise ProgramFailed(
+                f"{self.host} answered with no manifest when asked for {reference} of {self.repository}: it is no "
+                "container registry, or something that answers everything stands before it. Correct the address."
+            )
+        return of_bytes(body)
 
     def tagged(self, tag: str) -> bytes | None:
         """The manifest that a tag names now; None if it names nothing."""
@@ -117,8 +153,8 @@ class Client:
             if answer.status == 404:
                 return pages
             pages.append(parse_json(body, f"{name} of {self.repository}"))
-            following = re.search(r'<([^>]+)>\s*;\s*rel="?next', answer.headers.get("Link", ""))
-            url = self.place(following[1], url) if following else None
+            another = re.search(r'<([^>]+)>\s*;\s*rel="?next', answer.headers.get("Link", ""))
+            url = self.place(another[1], url) if another else None
         return pages
 
     def lacks(self, blob: Descriptor) -> str | None:
@@ -126,8 +162,8 @@ class Client:
         answer = self.ask(Request("HEAD", f"{self.api}/blobs/{blob.digest}"), (200, 404))
         if answer.status == 404:
             return f"{blob.digest} is not in {self.repository}"
-        size = answer.headers.get("Content-Length")
-        if size is not None and int(size) != blob.size:
+        size = number(answer.headers.get("Content-Length"))
+        if size is not None and size != blob.size:
             return f"{blob.digest} in {self.repository} has {size} bytes instead of {blob.size}"
         return None
 
@@ -165,12 +201,13 @@ class Client:
         headers = {"Range": f"bytes={start}-"} if start else {}
         answer = self.ask(Request("GET", f"{self.api}/blobs/{blob.digest}", headers), (200, 206))
         partial = start and answer.status == 206
-        size = answer.headers.get("Content-Length")
+        size = number(answer.headers.get("Content-Length"))
         expected = blob.size - start if partial else blob.size
-        if size is not None and int(size) != expected:
+        if size is not None and size != expected:
             answer.body.close()
             raise IntegrityError(
-                f"{self.repository} sends {size} bytes of {blob.digest} where {expected} of its {blob.size} belong"
+                f"{self.repository} sends {size} bytes of {blob.digest} where {expected} of its {blob.size} belong."
+                f" {self.mending(blob.digest)}"
             )
         while start and not partial:  # this registry knows no ranges
             skipped = read(answer.body, min(start, CHUNK_BYTES))
@@ -181,19 +218,18 @@ class Client:
 
     def place(self, location: str, base: str = "") -> str:
         """The address that the registry names for what comes next. Raises ProgramFailed if it is not safe."""
-        url = urllib.parse.urljoin(base or f"{self.api}/", location)
-        if not is_safe(url):
-            raise ProgramFailed(f"{self.host} sends to {url!r}, which is not https; nothing was sent there")
-        return url
+        return following(self.host, base or f"{self.api}/", location)
 
     def pause(self, attempt: int, trouble: Unreachable) -> None:
-        """Waits before the next try. Raises ProgramFailed when there have been enough."""
+        """Says what went wrong, and waits before the next try. Raises ProgramFailed when there have been enough."""
         if attempt + 1 >= ATTEMPTS:
             raise ProgramFailed(
                 f"{self.host} failed {ATTEMPTS} times: {trouble}. Check that it runs and that this machine"
                 " reaches it, then run this again; what was uploaded is kept."
             ) from trouble
-        self._sleep(_BACKOFF_S * 2**attempt if trouble.wait_s is None else min(trouble.wait_s, _PATIENCE_S))
+        wait_s = _BACKOFF_S * 2**attempt if trouble.wait_s is None else min(trouble.wait_s, _PATIENCE_S)
+        self._tell(f"{self.host}: {trouble}; try {attempt + 2} of {ATTEMPTS} follows in {wait_s:g} s")
+        self._sleep(wait_s)
 
     def ask(self, request: Request, expected: tuple[int, ...]) -> Answer:
         """An answer with one of the expected statuses, after as many tries as are worth it."""

@@ -307,12 +307,13 @@ def _switch(context: Context, release: Release, judged: Handle | None, name: str
     """All traffic to a release: to the judged process, else to any that runs it, else to one started now."""
     here = open_environment(context, "production")
     before = here.placed(STABLE)
-    found = (here.warm(release.digest, judged) if judged else None) or here.warm(release.digest)
+    found = (here.warm(release, judged) if judged else None) or here.warm(release)
     warm = found is not None
     took_s = here.settle(found or here.start(release))
     version = here.placed(STABLE)
     if version is None:
         raise ProgramFailed("the version that was given the traffic is gone. Run the stage again.")
+    here.back()  # a candidate that this release left behind
     here.tidy()
     silent = standing.silent(context, "production")
     if silent:

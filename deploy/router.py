@@ -5,6 +5,7 @@ took: a change counts as made when Envoy names it.
 """
 
 import json
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,11 +68,12 @@ class Router:
         return (self.rest, self.grpc) == (ports.reachable(ip, rest_port), ports.reachable(ip, grpc_port))
 
     def serving(self) -> bool:
-        """Whether it runs and answers."""
+        """Whether it runs, answers, and takes clients: one that was told to refuse them still calls itself ready."""
         try:
             if not self.process.alive():
                 return False
-            return web.ask(self.admin, "GET", "/ready", timeout_s=_ASK_S)[0] == 200
+            ready = web.ask(self.admin, "GET", "/ready", timeout_s=_ASK_S)[0] == 200
+            return ready and all(_connects(public) for public in (self.rest, self.grpc))
         except OSError:
             return False
 
@@ -285,6 +287,16 @@ def ready(
     except BaseException:
         process.stop(1)
         raise
+
+
+def _connects(where: str) -> bool:
+    """Whether a connection to HOST:PORT is taken."""
+    host, _, port = where.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ASK_S):
+            return True
+    except OSError:
+        return False
 
 
 def _refuse_taken(ip: str, port: int, setting: str) -> None:

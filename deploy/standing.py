@@ -31,16 +31,15 @@ def not_in_production(context: Context) -> str | None:
 
 
 def why_not(state: Path, name: str, published: Path | None) -> str | None:
-    """Why an environment does not give all its traffic to this published digest; None if it does."""
+    """Why an environment does not give all its traffic to this published digest and number; None if it does."""
     try:
-        wanted = json.loads((published / "published.json").read_text())["digest"] if published else ""
+        said = json.loads((published / "published.json").read_text()) if published else {}
+        digest, number = said["digest"], said["version"]
     except (OSError, ValueError, KeyError):
-        wanted = ""
-    if not wanted:
         return "nothing is published"
     try:
         now = json.loads(state_file(state, name).read_text())
-        return _why_not(now, name, wanted)
+        return _why_not(now, name, digest, number)
     except (OSError, ValueError, KeyError, TypeError):
         return f"{name} is not running"
 
@@ -76,13 +75,13 @@ def silent(context: Context, name: str) -> str | None:
     return f"{name} does not answer on port {port}"
 
 
-def _why_not(now: Mapping, name: str, wanted: str) -> str | None:
+def _why_not(now: Mapping, name: str, digest: str, wanted: int) -> str | None:
     router = now["router"]
     stable = next((one for one in now["versions"] if one["role"] == "stable"), None)
     if router is None or stable is None:
         return f"{name} is not running"
     number = stable["version"]
-    if stable["digest"] != wanted:
+    if (stable["digest"], number) != (digest, wanted):
         return f"{name} serves version {number} ({stable['digest'][:19]}…)"
     for what, said in ((f"{name}'s router", router), (f"{name}'s version {number}", stable)):
         ended = _ended(handles.read(said))

@@ -149,12 +149,10 @@ def _proxy(url: str) -> str:
 
 def _moved(request: Request, place: str) -> Request:
     """The request to where a redirect leads. A login stays behind: it often leads to another company."""
-    url = urllib.parse.urljoin(request.url, place)
-    was, now = urllib.parse.urlsplit(request.url), urllib.parse.urlsplit(url)
-    if not is_safe(url):
-        raise ProgramFailed(f"{was.netloc} sends to {now.scheme}://{now.netloc}, which is not https")
+    was = urllib.parse.urlsplit(request.url)
+    url = following(was.netloc, request.url, place)
     kept = request.headers
-    if was.netloc != now.netloc:
+    if was.netloc != urllib.parse.urlsplit(url).netloc:
         kept = {name: text for name, text in kept.items() if name != "Authorization"}
     return replace(request, url=url, headers=kept)
 
@@ -174,10 +172,32 @@ def is_loopback(host: str) -> bool:
     return bool(_LOOPBACK.fullmatch(host))
 
 
+def following(host: str, base: str, place: str) -> str:
+    """The address that a host names for what comes next. Raises ProgramFailed if it is none, or not safe."""
+    try:
+        url = urllib.parse.urljoin(base, place)
+    except ValueError:
+        url = place
+    if not is_safe(url):
+        # Without its query: that may hold a ticket.
+        raise ProgramFailed(
+            f"{host} sends to {url.partition('?')[0]!r}, which is not https; nothing was sent there"
+        )
+    return url
+
+
 def is_safe(url: str) -> bool:
     """Whether what is sent there cannot be read on the way: https, or this machine."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        return False  # no address at all
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+
+
+def is_token(text: str) -> bool:
+    """Whether a text can stand in a header as a token."""
+    return bool(re.fullmatch(r"[!-~]+", text))
 
 
 def whole(answer: Answer) -> bytes:
@@ -215,13 +235,19 @@ def _phrase(status: int) -> str:
         return "no reason given"
 
 
+def number(text: str | None) -> int | None:
+    """A number as a header says it; None where it says none."""
+    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text.strip()) else None
+
+
 def retry_after_s(answer: Answer) -> float | None:
     """How long a server asks to be left alone (seconds, or a date: RFC 9110, 10.2.3); None if it does not say."""
     text = answer.headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
+    seconds = number(text)
+    if seconds is not None:
+        return float(seconds)
     try:
         until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

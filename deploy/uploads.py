@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from deploy.oci import CHUNK_BYTES, Descriptor
-from deploy.transport import Answer, Refused, Request, Unreachable, said, whole
+from deploy.transport import Answer, Refused, Request, Unreachable, number, said, whole
 from pipeline.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ class Upload:
     def _note(self, answer: Answer) -> None:
         """Remembers where the registry wants what comes next, and in parts of at least which size."""
         self._place = self._client.place(answer.headers.get("Location") or self._place)
-        least = answer.headers.get("OCI-Chunk-Min-Length", "")
-        if least.isdigit() and int(least) > self._part:
-            self._part = int(least)
+        least = number(answer.headers.get("OCI-Chunk-Min-Length"))
+        if least is not None and least > self._part:
+            self._part = least
             self._parts = self._blob.size > self._part
 
     def _send_part(self) -> None:
@@ -216,7 +216,7 @@ def _nothing() -> Iterator[bytes]:
 
 def _offset(answer: Answer, otherwise: int) -> int:
     """How many bytes the registry says it has; `otherwise` if it does not say. `0-0` stands for none."""
-    found = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", "").strip())
+    found = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,18})", answer.headers.get("Range", "").strip())
     if not found:
         return otherwise
     return int(found[1]) + 1 if found[1] != "0" else 0

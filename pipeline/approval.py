@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.ci import LAPTOP
 from pipeline.stages import Context, Outcome, Result
-from pipeline.store import Channel, Entry, open_store
+from pipeline.store import Channel, Entry, Store, open_store
 
 
 def approve(context: Context) -> Result:
@@ -26,12 +26,11 @@ def approve(context: Context) -> Result:
             "calls make approve.",
             digest=published["digest"],
         )
-    taken_back = _rolled_back(_production(context), published)
-    if automatic and taken_back:
+    taken_back = _taken_back(context, published) if automatic else ""
+    if taken_back:
         return Result(
             Outcome.FAILED,
-            f"v{published['version']} was rolled back by {taken_back.by} at {taken_back.at}. "
-            "If it may go in again, say so: make approve, then run again.",
+            f"{taken_back} If it may go in again, say so: make approve, then run again.",
             digest=published["digest"],
         )
     approval = {
@@ -61,13 +60,35 @@ def withdrawn(context: Context) -> str | None:
     So an approval lets a version in once; going back, or another version, uses it up.
     """
     approval = json.loads((context.inputs["approve/approval"] / "approval.json").read_bytes())
-    since = itertools.takewhile(lambda entry: entry.at > approval["at"], _production(context).newest_first())
+    store, production = _production(context)
+    begun = _rollback_begun(store, production)
+    if begun and begun.at > approval["at"]:
+        return f"{begun.by} began to roll back to v{begun.version} after it was given, at {begun.at}"
+    since = itertools.takewhile(lambda entry: entry.at > approval["at"], production.newest_first())
     others = [entry for entry in since if entry.image != approval["digest"]]
     if not others:
         return None
     first = others[-1]
     what = "rolled back to" if first.why == "rollback" else "promoted"
     return f"{first.by} {what} v{first.version} after it was given, at {first.at}"
+
+
+def _taken_back(context: Context, published: Mapping) -> str:
+    """That a person took this version out of production, or began to; nothing where none did."""
+    store, production = _production(context)
+    begun = _rollback_begun(store, production)
+    if begun and begun.left == published["digest"]:
+        return (
+            f"{begun.by} began at {begun.at} to roll v{published['version']} back to v{begun.version}, and that was "
+            f"not finished: `python -m pipeline rollback v{begun.version}` finishes it."
+        )
+    done = _rolled_back(production, published)
+    return f"v{published['version']} was rolled back by {done.by} at {done.at}." if done else ""
+
+
+def _rollback_begun(store: Store, production: Channel) -> Entry | None:
+    begun = store.begun(production)
+    return begun if begun and begun.why == "rollback" else None
 
 
 def _rolled_back(production: Channel, published: Mapping) -> Entry | None:
@@ -82,5 +103,6 @@ def _rolled_back(production: Channel, published: Mapping) -> Entry | None:
     return None
 
 
-def _production(context: Context) -> Channel:
-    return open_store(context.settings.store, Path(context.root)).channel("production")
+def _production(context: Context) -> tuple[Store, Channel]:
+    store = open_store(context.settings.store, Path(context.root))
+    return store, store.channel("production")

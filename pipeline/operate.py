@@ -15,7 +15,7 @@ from pipeline import ci, digest, key, trees
 from pipeline.authority import Authority
 from pipeline.errors import GateRefused, IntegrityError, SettingsError
 from pipeline.execution import Work, now
-from pipeline.locks import deployment_lock
+from pipeline.locks import deploying_now, deployment_lock
 from pipeline.runner import Runner, needed
 from pipeline.stages import BREAK_GLASS, FOLLOW_UP, ROLLBACK, Outcome, Result, Stage
 from pipeline.store import Channel, Entry
@@ -32,18 +32,26 @@ def _targets() -> Any:
 def status(runner: Runner) -> dict:
     """What each channel names, and what runs, as plain values."""
     authority = runner.authority
-    channels = {name: authority.channel(name).live for name in CHANNELS}
-    opened = unfollowed(authority, authority.channel("production"))
+    channels = {name: authority.channel(name) for name in CHANNELS}
+    opened = unfollowed(authority, channels["production"])
     return {
         "model": runner.settings.model,
-        "break_glass": dataclasses.asdict(opened) if opened else None,
-        "channels": {name: dataclasses.asdict(live) if live else None for name, live in channels.items()},
+        "break_glass": _plainly(opened),
+        "channels": {name: _plainly(one.live) for name, one in channels.items()},
+        "begun": {name: _plainly(runner.store.begun(one)) for name, one in channels.items()},
+        "deploying": deploying_now(runner.paths.state),
         "running": _targets().look(runner.settings, runner.paths.state),
     }
 
 
+def _plainly(entry: Entry | None) -> dict | None:
+    return dataclasses.asdict(entry) if entry else None
+
+
 def print_status(seen: dict, authority: Authority) -> None:
     """Status for a person (stdout)."""
+    if seen["deploying"]:
+        print(f"a deployment is going on here ({seen['deploying']})")
     for name, live in seen["channels"].items():
         running = [row for row in seen["running"] if row["environment"] == name]
         if live is None:
@@ -54,9 +62,11 @@ def print_status(seen: dict, authority: Authority) -> None:
             )
         trouble = _trouble(running) if live else None
         if trouble:
-            print(f"  {trouble}; `make ci-local` starts it")
+            print(f"  {trouble}")
+        for line in _unfinished(seen, name):
+            print(f"  {plain(line)}")
         for row in running:
-            state = f"{row['weight']:>3} % of traffic" if row["alive"] else "DEAD"
+            state = "DEAD" if row["alive"] is False else f"{row['weight']:>3} % of traffic"
             print(f"  v{row['version']} {row['role']:<9} {state}  {row['rest']}  {_runs_as(row)}")
         if name == "production" and seen["break_glass"]:
             print(_alarm(Entry(**seen["break_glass"]), authority, "  let in without the usual evidence"))
@@ -76,7 +86,9 @@ def print_logs(runner: Runner, name: str, tail: int, follow: bool) -> None:
     """What an environment's versions and router wrote (stdout); following ends with them, or with Ctrl-C."""
     if name not in CHANNELS:
         raise SettingsError(f"{name} is not an environment. Allowed: {', '.join(CHANNELS)}.")
-    silent = True
+    if tail < 0:
+        raise SettingsError(f"--tail {tail} is no number of lines. Allowed: 0 or more.")
+    silent = tail > 0
     for line in _targets().logs(runner.paths.state, name, tail, follow):
         silent = False
         print(plain(line), flush=follow)
@@ -85,15 +97,39 @@ def print_logs(runner: Runner, name: str, tail: int, follow: bool) -> None:
 
 
 def _trouble(running: list[dict]) -> str | None:
-    """What keeps an environment from serving, by the rows of its versions."""
+    """What keeps an environment from serving or from being seen, by the rows of its versions; and the next move."""
     unseen = next((row["trouble"] for row in running if "trouble" in row), None)
     if unseen:
-        return unseen
+        served = "Clients are answered" if running[0]["answers"] else "Clients are NOT answered"
+        return f"{unseen} {served} at {running[0]['rest']}."
+    starts = "; `make ci-local` starts it"
     if not any(row["alive"] for row in running):
-        return "NOT RUNNING"
+        return f"NOT RUNNING{starts}"
     if not running[0]["router_alive"]:
-        return "its router is DEAD, so clients reach nothing"
-    return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}"
+        return f"its router is DEAD, so clients reach nothing{starts}"
+    return None if running[0]["answers"] else f"DOES NOT ANSWER at {running[0]['rest']}{starts}"
+
+
+def _unfinished(seen: Mapping, name: str) -> list[str]:
+    """What was begun in an environment and is left as it is, as nothing is at work on this machine; a line each."""
+    if seen["deploying"]:
+        return []
+    running = [row for row in seen["running"] if row["environment"] == name]
+    begun, lines = seen["begun"][name], []
+    if begun:
+        verb = {ROLLBACK.name: f"rollback v{begun['version']}", BREAK_GLASS.name: BREAK_GLASS.name}
+        finishes = f"python -m pipeline {verb[begun['why']]}" if begun["why"] in verb else "make ci-local"
+        said = f"{begun['why']} of v{begun['version']} was begun by {begun['by']} at {begun['at']}"
+        lines.append(f"{said} and is not finished; `{finishes}` finishes it")
+    if any(row["changing"] for row in running):
+        lines.append("left in the middle of a change; `make ci-local` puts it right")
+    lines += [
+        f"v{row['version']} is being judged, and no canary is at work; `make ci-local` goes on with it, "
+        "`make rollback` takes its traffic away"
+        for row in running
+        if row["role"] == "candidate" and name == "production"
+    ]
+    return lines
 
 
 def channel(authority: Authority, name: str) -> Channel:
@@ -137,14 +173,19 @@ def down(runner: Runner) -> list[str]:
         return _targets().down(runner.settings, runner.paths.state)
 
 
-def earlier(production: Channel, version: int | None) -> Entry:
+def earlier(production: Channel, version: int | None, judged: bool = False) -> Entry:
     """The entry to go back to: the version named, or the one that served before the live one was let in.
 
-    Going back twice goes back two versions; it never returns to the version that was left.
+    Going back twice goes back two versions; it never returns to the version that was left. While another version
+    is `judged`, has a share of the traffic and was never let in, the live one is what to go back to.
     """
     live = production.live
     if live is None:
-        raise GateRefused("production never served anything; there is nothing to go back to.")
+        raise GateRefused(
+            "production never served anything; there is nothing to go back to. `make down` stops what runs."
+        )
+    if judged and version in (None, live.version):
+        return live
     if version is not None:
         named = production.of_version(version)
         if named is None:
@@ -167,14 +208,20 @@ def earlier(production: Channel, version: int | None) -> Entry:
 def rollback(runner: Runner, version: int | None = None) -> str:
     """Puts an earlier version back into production; returns one sentence.
 
-    All evidence that once let it in must still hold; how old it is does not matter.
+    All evidence that once let it in must still hold; how old it is does not matter. Where a canary left a version
+    with a share of the traffic, that one is taken away, and the version beside it has all of it again.
     """
     refuse_unprotected("rollback")
     with deployment_lock(runner.paths.state):
         production = runner.authority.channel("production")
-        goal = earlier(production, version)
+        judged = _targets().candidate(runner.paths.state)
+        goal = earlier(production, version, judged is not None)
         runner.authority.policy.accept("production", goal)
-        return _put_live(runner, ROLLBACK, production, goal, {goal.why: goal.evidence})
+        needs = {goal.why: goal.evidence}
+        if judged and judged[1] != goal.image:
+            goal = dataclasses.replace(goal, highest=max(judged[0], goal.highest), left=judged[1])
+            return _put_live(runner, ROLLBACK, production, goal, needs)
+        return _put_live(runner, ROLLBACK, production, _leaving(production, goal), needs)
 
 
 def break_glass(runner: Runner, reason: str) -> str:
@@ -193,7 +240,8 @@ def break_glass(runner: Runner, reason: str) -> str:
     with deployment_lock(runner.paths.state):
         production = runner.authority.heads.channel("production")
         goal = runner.entry(production, BREAK_GLASS)
-        return _put_live(runner, BREAK_GLASS, production, goal, {"publish": made.sha256}, reason.strip())
+        needs = {"publish": made.sha256}
+        return _put_live(runner, BREAK_GLASS, production, _leaving(production, goal), needs, reason.strip())
 
 
 def follow_up(runner: Runner, note: str) -> str:
@@ -243,10 +291,14 @@ def refuse_unprotected(what: str) -> None:
         )
 
 
+def _leaving(production: Channel, goal: Entry) -> Entry:
+    return dataclasses.replace(goal, left=production.live.image if production.live else "")
+
+
 def _put_live(
     runner: Runner, stage: Stage, production: Channel, goal: Entry, needs: Mapping[str, str], reason: str = ""
 ) -> str:
-    """Gives production to a version whose evidence holds; returns one sentence."""
+    """Gives production to a version whose evidence holds; returns one sentence. `goal` says what it leaves."""
     runner.authority.policy.check_signer(stage, runner.authority.signer)
     runner.authority.policy.demand(stage, needs, goal.image)
     place = runner.paths.build / f"{stage.name}-to" / "published"
@@ -257,8 +309,7 @@ def _put_live(
     parts = key.parts(stage, runner.settings, reads, runner.paths.root, runner.digests)
     inputs = {"publish/published": place}
     work = Work(stage, digest.of_json(parts), parts, inputs, needs, reason=reason)
-    left = production.live.image if production.live else ""
-    entry = dataclasses.replace(goal, by=runner.facts.actor, why=stage.name, left=left)
+    entry = dataclasses.replace(goal, by=runner.facts.actor, why=stage.name)
     made = runner.enter(production, entry, work)
     if made.outcome != Outcome.PASSED:
         raise GateRefused(f"{stage.name}: {made.sentence}")

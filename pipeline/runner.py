@@ -207,13 +207,17 @@ class Runner:
     def enter(self, channel: Channel, entry: Entry, work: Work) -> Record:
         """Runs a stage that feeds a channel, and moves the channel once it passed.
 
-        The record signs what the entry says, so that nobody else can write one.
+        The record signs what the entry says, so that nobody else can write one. What is about to be done is noted
+        before: traffic moves in between, and whoever is killed then must be seen to have wanted it.
         """
         check_clock(channel)
         entry = channel.following(entry)
+        self.store.begin(channel, dataclasses.replace(entry, at=now()))
         made = self.executor.execute(dataclasses.replace(work, enters=entry.claims(channel.name)))
         if made.outcome == Outcome.PASSED:
             self.store.append(channel, dataclasses.replace(entry, at=made.finished, evidence=made.sha256))
+        else:
+            self.store.end(channel)
         return made
 
     def entry(self, channel: Channel, stage: Stage) -> Entry:

@@ -7,6 +7,7 @@
     channels/NAME.json                  how many entries there are: a hint, since a reader looks for more
     channels/NAME/version/3             the newest entry of a version: a hint
     channels/NAME/image/SHA256          the newest entry of an image: a hint
+    begun/NAME.json                     the entry that somebody last began to bring about: a hint
 
 What decides is what is created: the blob of a record before its name, an entry before any hint. So whoever is killed
 between leaves nothing torn, and of two that append at the same moment exactly one creates the entry.
@@ -43,10 +44,10 @@ class Entry:
     """A line of a channel's history: which image became live, when, by whom, why, on what evidence.
 
     `image` is the image's manifest digest; `published`, `model` and `savedmodel` are tree digests of outputs;
-    `evidence` is the digest of the record that let it in; `left` is the image that was live before; `highest` the
-    highest version that the channel ever had; `previous` the sha256 of the entry before, so that none can be
-    taken out or changed without breaking the chain; `broken` the number of the newest entry before this one that a
-    break-glass let in (0 for none).
+    `evidence` is the digest of the record that let it in; `left` is the image that was live before, or the candidate
+    that a rollback took away; `highest` the highest version that the channel ever had, such candidates included;
+    `previous` the sha256 of the entry before, so that none can be taken out or changed without breaking the chain;
+    `broken` the number of the newest entry before this one that a break-glass let in (0 for none).
     """
 
     image: str
@@ -101,7 +102,7 @@ class Channel:
         live, broken = self.live, 0
         if live:
             broken = self.revision if live.why == BREAK_GLASS.name else live.broken
-        highest = max(entry.version, live.highest if live else 0)
+        highest = max(entry.version, entry.highest, live.highest if live else 0)
         return dataclasses.replace(entry, highest=highest, previous=self.head, broken=broken)
 
     def newest_first(self) -> Iterator[Entry]:
@@ -271,6 +272,23 @@ class Store:
             self.bucket.write(_hint_path(seen.name, what, getattr(entry, what)), hint)
         return Channel(seen.name, revision, entry, digest.of_bytes(data), self)
 
+    def begin(self, channel: Channel, entry: Entry) -> None:
+        """Notes that `entry` is about to follow in a channel: who is killed before it does leaves the note."""
+        self.bucket.write(_begun_path(channel), channel.following(entry).document())
+
+    def end(self, channel: Channel) -> None:
+        """Forgets what was begun: it came to an end, and the channel stays as it is."""
+        self.bucket.delete(_begun_path(channel))
+
+    def begun(self, channel: Channel) -> Entry | None:
+        """What was begun on a channel as it is now, and has not entered it. Nobody signs it: it lets nothing in."""
+        data = self.bucket.read(_begun_path(channel), SMALL_BYTES)
+        try:
+            entry = Entry.parse(data) if data else None
+        except ValueError:
+            return None
+        return entry if entry and entry.previous == channel.head else None
+
     def entry(self, name: str, revision: int) -> tuple[Entry, str]:
         """An entry of a channel, and its sha256. Raises IntegrityError where it is gone or not readable."""
         found = self._entry(name, revision)
@@ -319,6 +337,10 @@ def blob(sha256: str) -> str:
 
 def _entry_path(name: str, revision: int) -> str:
     return f"channels/{name}/{revision:010d}.json"
+
+
+def _begun_path(channel: Channel) -> str:
+    return f"begun/{channel.name}.json"
 
 
 def _hint_path(name: str, what: str, value: int | str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy import engine
 from deploy.engine import Container
 from deploy.handles import Handle
-from deploy.targets.containers import DIGEST
+from deploy.targets.containers import DIGEST, Place
 from deploy.targets.docker import Docker
 from deploy.targets.local import Local
 from pipeline.errors import ProgramFailed
@@ -22,13 +23,23 @@ def look(settings: Settings, state: Path) -> list[dict]:
     """What runs: a row per version, production's first.
 
     Each has environment, version, digest, role, weight (percent), pid (of a process), rest and grpc (HOST:PORT where
-    clients ask), alive, router_alive, answers (whether clients are served there now), and requests (answered
-    so far; None where the router does not say). A container's row also says its id (container), name, health, since,
-    restarts and ports, and `trouble` where the engine does not answer.
+    clients ask), alive and router_alive (None where the engine does not answer), answers (whether clients are served
+    there now), changing (whether a change is under way there, or was left unfinished), and requests (answered so far;
+    None where the router does not say). A container's row also says its id (container), name, health, since, restarts
+    and ports, and `trouble` where the engine does not answer.
     """
     from deploy import environment
 
     return [row for name in environment.NAMES for row in _look(settings, environment.read(state, name), name)]
+
+
+def candidate(state: Path) -> tuple[int, str] | None:
+    """The number and digest of the version that a canary of production started, and that was neither promoted nor
+    ended; None where there is none."""
+    from deploy import environment
+
+    found = environment.read(state, "production").by_role(environment.CANDIDATE)
+    return (found.version.number, found.version.digest) if found else None
 
 
 def logs(state: Path, name: str, tail: int, follow: bool) -> Iterator[str]:
@@ -41,22 +52,28 @@ def logs(state: Path, name: str, tail: int, follow: bool) -> Iterator[str]:
 def down(settings: Settings, state: Path) -> list[str]:
     """Stops every version and router of both environments; returns what it stopped, a line each.
 
-    Clients are refused first, requests that are being answered finish (target.drain_s at most).
+    Clients are refused first, requests that are being answered finish (target.drain_s at most). Raises EngineSilent,
+    and clients are served as before, where containers run and the engine does not answer.
     """
     from deploy import environment, router, standing
 
-    stopped, containers = [], settings.target.kind == "docker"
-    for name in environment.NAMES:
-        here = environment.Environment(settings, state, name)
-        containers |= any(isinstance(one, Container) for one in _handles(here.now))
+    stopped = []
+    all_here = [environment.Environment(settings, state, name) for name in environment.NAMES]
+    containers = settings.target.kind == "docker" or any(
+        isinstance(one, Container) for here in all_here for one in _handles(here.now)
+    )
+    if containers:
+        engine.labelled(Place.of(state, "").labels())  # nothing is begun that the engine cannot end
+    for name, here in zip(environment.NAMES, all_here, strict=True):
+        here.begin()
         _drain(settings, here)
         stopped += _stop(here)
         stopped += [f"{name}: {line}" for line in router.sweep(state.resolve() / "run" / name)]
         standing.state_file(state, name).unlink(missing_ok=True)
         shutil.rmtree(state / "run" / name, ignore_errors=True)
     if containers:
-        engine = Docker(settings, state, "")
-        stopped += [*engine.sweep_routers(), *engine.sweep((), everything=True)]
+        docker = Docker(settings, state, "")
+        stopped += [*docker.sweep_routers(), *docker.sweep((), everything=True)]
     return stopped + Local(settings, state, "").sweep((), everything=True)
 
 
@@ -68,8 +85,8 @@ def _look(settings: Settings, now: Any, name: str) -> list[dict]:
     from deploy import standing
 
     counts, answers = {}, False
-    router_alive = bool(now.router) and _seen(now.router.process)["alive"]
-    if router_alive:
+    router_alive = _seen(now.router.process)["alive"] if now.router else False
+    if now.router and router_alive is not False:
         try:
             counts = now.router.counts([one.version.key for one in now.placed], settings.canary.slow_ms)
         except ProgramFailed:
@@ -88,6 +105,7 @@ def _look(settings: Settings, now: Any, name: str) -> list[dict]:
             "router": str(now.router.process) if now.router else "",
             "router_alive": router_alive,
             "answers": answers,
+            "changing": now.changing,
             "requests": counts[one.version.key].requests if one.version.key in counts else None,
         }
         for one in now.placed
@@ -102,7 +120,7 @@ def _seen(handle: Handle) -> dict:
     try:
         seen = handle.look()
     except ProgramFailed as error:
-        return named | {"trouble": str(error)}
+        return named | {"alive": None, "trouble": str(error)}
     return named | (_told(seen) if seen else {})
 
 
@@ -128,9 +146,11 @@ def _told(seen: Mapping) -> dict:
 def _drain(settings: Settings, here: Any) -> None:
     """Closes the public ports, and waits for what is being answered."""
     router = here.now.router
-    if not router or not router.serving():
+    if not router:
         return
     try:
+        if not router.process.alive():
+            return
         router.refuse_clients()
         deadline = time.monotonic() + settings.target.drain_s
         while any(router.active(one.version.key) for one in here.now.placed) and time.monotonic() < deadline:

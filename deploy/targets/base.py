@@ -43,6 +43,10 @@ class Version:
     grpc: int
     folder: str
 
+    def of(self, release: Release) -> bool:
+        """Whether it is this release: clients ask for the number, so the same image under another one is not."""
+        return (self.digest, self.number) == (release.digest, release.number)
+
     @property
     def key(self) -> str:
         """A name without dots, which no other version shares while this one lives."""

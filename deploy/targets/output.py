@@ -27,7 +27,7 @@ class Writer:
     def lines(self, tail: int, follow: bool) -> Iterator[str]:
         """Its last `tail` lines and, if asked, those that it writes from now on, until it ends."""
         if isinstance(self.handle, Container):
-            return _split(_of_container(self.handle, tail, follow))
+            return _split(_of_container(self.handle, self.file, tail, follow))
         return _of_file(self, tail, follow)
 
 
@@ -47,13 +47,27 @@ def writers(state: Path, name: str) -> list[Writer]:
 
 
 def merged(found: Iterable[Writer], tail: int, follow: bool) -> Iterator[str]:
-    """Lines of all writers, each behind its writer's name: one after another or, following, as they come."""
-    if not follow:
-        for writer in found:
+    """Lines of all writers, each behind its writer's name: one after another or, following, as they come.
+
+    One that cannot be read hides no other; ProgramFailed names it at the end.
+    """
+    failed: list[str] = []
+    yield from _as_they_come(found, tail, failed) if follow else _in_turn(found, tail, failed)
+    if failed:
+        raise ProgramFailed("\n".join(failed))
+
+
+def _in_turn(found: Iterable[Writer], tail: int, failed: list[str]) -> Iterator[str]:
+    for writer in found:
+        try:
             yield from (f"{writer.name} | {line}" for line in writer.lines(tail, follow=False))
-        return
+        except ProgramFailed as error:
+            failed.append(f"{writer.name}: {error}")
+
+
+def _as_they_come(found: Iterable[Writer], tail: int, failed: list[str]) -> Iterator[str]:
     lines: queue.SimpleQueue = queue.SimpleQueue()
-    threads = [threading.Thread(target=_feed, args=(one, tail, lines), daemon=True) for one in found]
+    threads = [threading.Thread(target=_feed, args=(one, tail, lines, failed), daemon=True) for one in found]
     for thread in threads:
         thread.start()
     for _ in threads:  # each says None once, as it ends
@@ -61,17 +75,17 @@ def merged(found: Iterable[Writer], tail: int, follow: bool) -> Iterator[str]:
             yield line
 
 
-def _feed(writer: Writer, tail: int, lines: queue.SimpleQueue) -> None:
+def _feed(writer: Writer, tail: int, lines: queue.SimpleQueue, failed: list[str]) -> None:
     try:
         for line in writer.lines(tail, follow=True):
             lines.put(f"{writer.name} | {line}")
     except ProgramFailed as error:
-        lines.put(f"{writer.name} | {error}")
+        failed.append(f"{writer.name}: {error}")
     finally:
         lines.put(None)
 
 
-def _of_container(handle: Container, tail: int, follow: bool) -> Iterator[bytes]:
+def _of_container(handle: Container, file: Path, tail: int, follow: bool) -> Iterator[bytes]:
     from deploy.targets.sdk import Refused, speaking
 
     try:
@@ -79,8 +93,13 @@ def _of_container(handle: Container, tail: int, follow: bool) -> Iterator[bytes]
         with speaking(f"read the log of {handle}", None if follow else 60) as client:
             said = client.api.logs(handle.id, stream=follow, follow=follow, tail=tail)
             yield from said if follow else [said]
-    except Refused as error:
-        yield str(error).encode()
+    except Refused:
+        if handle.look() is not None:
+            raise
+        kept = f" {file} has what earlier ones wrote." if file.exists() else ""
+        raise ProgramFailed(
+            f"{handle} is gone: somebody removed it, and what it wrote with it; `make ci-local` starts it again.{kept}"
+        ) from None
 
 
 def _of_file(writer: Writer, tail: int, follow: bool) -> Iterator[str]:
@@ -89,7 +108,8 @@ def _of_file(writer: Writer, tail: int, follow: bool) -> Iterator[str]:
     with writer.file.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _AT_MOST_BYTES))
-        yield from file.read().decode(errors="replace").splitlines()[-tail:]
+        written = file.read().decode(errors="replace").splitlines()
+        yield from written[max(0, len(written) - tail) :]
         if follow:
             yield from _split(_more(writer, file))
 

@@ -221,13 +221,15 @@ MOMENTS = {
 
 
 def _candidate_has_traffic(folder: Path) -> bool:
+    judged = any(version["role"] == "candidate" for version in _production(folder))
+    return judged and (folder / "build/.work/canary").exists()
+
+
+def _production(folder: Path) -> list[dict]:
+    """The versions that the state on disk names."""
     with contextlib.suppress(OSError, ValueError):
-        state = json.loads((folder / ".tidegate" / "run" / "production.json").read_text())
-        return (
-            any(v["role"] == "candidate" for v in state["versions"])
-            and (folder / "build/.work/canary").exists()
-        )
-    return False
+        return json.loads((folder / ".tidegate" / "run" / "production.json").read_text())["versions"]
+    return []
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
@@ -286,3 +288,36 @@ def test_of_two_pipelines_that_deploy_at_once_the_second_is_told_and_loses_nothi
     second(*deploy, **shared)
     assert walk.live("staging")["image"] == before["image"]
     assert walk.live() == serves
+
+
+def test_killed_canary_is_taken_back_and_a_killed_rollback_is_not_undone(walk):
+    before = walk.live()
+    text = (walk.folder / ".tidegate" / "good.yaml").read_text()
+    (walk.folder / "pipeline.yaml").write_text(text.replace("  seed: 7", "  seed: 200"))
+    walk.kill_when(signal.SIGKILL, lambda: _candidate_has_traffic(walk.folder), "run", "--all")
+    assert "is being judged, and no canary is at work" in walk("status")
+    walk("rollback")
+    assert [one["role"] for one in _production(walk.folder)] == ["stable"]
+    taken = walk.live()
+    assert (taken["image"], taken["why"]) == (before["image"], "rollback")
+    assert "was rolled back by" in walk("run", "--all", expect=3)
+
+    walk("approve")
+    walk("run", "--all")
+    after = walk.live()
+    assert after["image"] == taken["left"]
+
+    def switched() -> bool:
+        return any(
+            one["role"] == "stable" and one["digest"] == before["image"] for one in _production(walk.folder)
+        )
+
+    walk.kill_when(signal.SIGKILL, switched, "rollback")
+    assert walk.live() == after
+    finishes = f"python -m pipeline rollback v{before['version']}"
+    assert f"and is not finished; `{finishes}` finishes it" in walk("status")
+    assert f"that was not finished: `{finishes}` finishes it" in walk("run", "--all", expect=3)
+    assert switched(), "a run undid what a person wanted"
+    walk("rollback", f"v{before['version']}")
+    assert walk.live()["why"] == "rollback"
+    assert "not finished" not in walk("status")

@@ -83,9 +83,20 @@ def test_blob_that_changed_in_the_registry_is_named_when_it_is_pulled(tmp_path, 
     name = image.layers[0].digest.removeprefix("sha256:")
     path = registry / f"data/docker/registry/v2/blobs/sha256/{name[:2]}/{name}/data"
     path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(IntegrityError, match=name):
+    with pytest.raises(
+        IntegrityError, match=f"{name}.*{REPOSITORY} keeps it damaged.*delete sha256:{name} there"
+    ):
         unpack(REPOSITORY, image.digest, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    path.write_bytes(b"\0")
+    with pytest.raises(
+        IntegrityError, match=f"has 1 bytes.*though it was sent what it lacked.*delete sha256:{name}"
+    ):
+        push(tmp_path, "two", 1, "a" * 40)
+    path.unlink()  # as the text says
+    push(tmp_path, "three", 1, "a" * 40)
+    unpack(REPOSITORY, image.digest, tmp_path / "out")
+    assert (tmp_path / "out/models").is_dir()
 
 
 def test_absent_image_is_named(tmp_path, registry):

@@ -13,6 +13,7 @@ from deploy import engine, handles, rollout, standing, targets
 from deploy.environment import read
 from deploy.load import Load, bodies
 from deploy.targets.containers import Place
+from deploy.web import Session
 from pipeline.errors import ProgramFailed
 from pipeline.stages import Outcome
 from tests import support, support_docker, support_engine
@@ -210,6 +211,22 @@ def test_version_that_serves_already_is_measured_and_keeps_its_process(world):
     assert who(world.by_role()["stable"]) == serving
 
 
+def test_same_image_under_another_number_is_served_under_that_number(world):
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    said = json.loads((first / "published.json").read_text())
+    again = world.tmp_path / "published-again"
+    again.mkdir()
+    (again / "published.json").write_text(json.dumps(said | {"version": 2}))
+    assert world.why_not(again) == f"production serves version 1 ({said['digest'][:19]}…)"
+    world.release(again)
+    assert {role: row["version"] for role, row in world.by_role().items()} == {"stable": 2, "previous": 1}
+    requests = bodies(world.rows / "test_features.npy", 1)
+    with Session("127.0.0.1:20311", 10) as client:
+        status, answer = client.ask("POST", "/v1/models/digits:predict", requests[0])
+    assert (status, json.loads(answer)["predictions"][0]["version"]) == (200, 2)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_candidate_that_dies_or_hangs_under_load_loses_no_request_and_is_rolled_back(world, sign):
     first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
@@ -244,6 +261,36 @@ def test_production_that_hangs_is_seen_and_the_next_promotion_mends_it(world, pa
     assert not hung.alive()
     assert world.why_not(first) is None
     assert [row["answers"] for row in world.rows_of()] == [True]
+
+
+def test_down_that_is_killed_once_clients_are_refused_is_mended_by_the_next_promotion(world, monkeypatch):
+    first = fake.publish(world.tmp_path, 1)
+    evidence = world.release(first)
+    serving = who(world.by_role()["stable"])
+    with monkeypatch.context() as killed:
+        killed.setattr(targets, "_stop", _stopped_here)
+        with pytest.raises(KeyboardInterrupt):
+            targets.down(support.settings(world.changes), world.state)
+    assert world.why_not(first) == "production was left in the middle of a change"
+    assert [row["answers"] for row in world.rows_of()] == [False]
+    assert rollout.promote(world.context(first, **{"canary/evidence": evidence})).outcome is Outcome.PASSED
+    assert world.why_not(first) is None
+    assert who(world.by_role()["stable"]) == serving
+
+
+@pytest.mark.parametrize("world", [pytest.param("docker", marks=support_engine.SLOW)], indirect=True)
+def test_down_that_the_engine_does_not_answer_refuses_no_client(world, monkeypatch):
+    world.changes["target.router"] = ""  # a process: that one could be ended without the engine
+    first = fake.publish(world.tmp_path, 1)
+    world.release(first)
+    with monkeypatch.context() as without:
+        without.setenv("DOCKER_HOST", f"unix://{world.tmp_path}/none")
+        with pytest.raises(engine.EngineSilent):
+            targets.down(support.settings(world.changes), world.state)
+        (row,) = world.rows_of()
+        assert (row["alive"], row["answers"]) == (None, True)
+        assert "does not answer" in row["trouble"]
+    assert world.why_not(first) is None
 
 
 def test_candidate_that_dies_by_itself_is_seen_though_clients_are_rescued(world):
@@ -295,6 +342,18 @@ def test_canary_killed_while_its_version_starts_leaves_no_process_behind_the_nex
     assert not fake.lives(pid)
 
 
+def test_rollback_takes_the_traffic_of_a_version_that_was_left_in_its_canary(world):
+    first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
+    world.release(first)
+    world.canary(second)
+    number, digest = targets.candidate(world.state)
+    assert (number, digest) == (2, world.by_role()["candidate"]["digest"])
+    assert rollout.rollback(world.context(first)).outcome is Outcome.PASSED
+    assert targets.candidate(world.state) is None
+    assert [(row["role"], row["weight"]) for row in world.rows_of()] == [("stable", 100)]
+    assert world.why_not(first) is None
+
+
 def test_promotion_starts_the_digest_again_when_the_judged_process_is_gone(world):
     first, second = fake.publish(world.tmp_path, 1), fake.publish(world.tmp_path, 2)
     world.release(first)
@@ -328,6 +387,10 @@ def test_router_that_dies_mid_canary_is_an_error_and_leaves_no_candidate(world):
     assert [row["role"] for row in world.rows_of()] == ["stable"]
     world.changes |= {"canary.step_s": 0.5}
     world.release(second)
+
+
+def _stopped_here(here) -> None:
+    raise KeyboardInterrupt
 
 
 def _hit_candidate(world, sign: int) -> None:

@@ -1,8 +1,10 @@
 """What the docker target would ask of the engine, and what it makes of the answers; no engine is asked here."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +12,10 @@ from deploy import engine, handles, standing, targets
 from deploy.engine import Container
 from deploy.environment import Placed, State, read, write
 from deploy.router import Router
-from deploy.targets import containers, docker, images, output
+from deploy.targets import containers, docker, images, output, sdk
 from deploy.targets.base import Release, Version
 from deploy.targets.containers import Place
+from pipeline import operate
 from pipeline.errors import ProgramFailed, SettingsError
 from pipeline.run import Process
 from tests import support
@@ -169,7 +172,7 @@ def test_what_stands_is_told_by_the_engine(tmp_path, monkeypatch, state, reason)
         "production",
         State(router, (Placed(Version(3, DIGEST, CONTAINER, 1, 2, "/m"), "stable", 100),)),
     )
-    (tmp_path / "published.json").write_text(json.dumps({"digest": DIGEST}))
+    (tmp_path / "published.json").write_text(json.dumps({"digest": DIGEST, "version": 3}))
 
     def look(self):
         if isinstance(state, Exception):
@@ -246,6 +249,41 @@ def test_logs_of_what_has_ended_are_read_from_its_file(tmp_path):
         os.utime(tmp_path / "logs" / f"staging-v{number}.log", (number, number))
     assert list(targets.logs(tmp_path, "staging", 2, follow=False)) == ["v2 | b", "v2 | c"]
     assert list(targets.logs(tmp_path, "production", 2, follow=False)) == []
+
+
+@pytest.mark.parametrize(("tail", "lines"), [(0, []), (1, ["v2 | c"]), (3, ["v2 | a", "v2 | b", "v2 | c"])])
+def test_as_many_lines_of_a_log_are_shown_as_are_asked_for(tmp_path, tail, lines):
+    file = tmp_path / "log"
+    file.write_text("a\nb\nc")
+    assert list(output.merged([output.Writer("v2", None, file)], tail, follow=False)) == lines
+
+
+def test_negative_number_of_lines_is_refused(tmp_path):
+    runner = SimpleNamespace(paths=SimpleNamespace(state=tmp_path))
+    with pytest.raises(SettingsError, match="--tail -5 is no number of lines"):
+        operate.print_logs(runner, "staging", -5, follow=False)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_container_that_was_removed_hides_no_other_log_and_is_told_with_the_next_move(
+    tmp_path, monkeypatch, follow
+):
+    @contextlib.contextmanager
+    def speaking(doing, timeout_s):
+        raise sdk.Refused(doing, "No such container")
+        yield
+
+    monkeypatch.setattr(sdk, "speaking", speaking)
+    monkeypatch.setattr(Container, "look", lambda self: None)
+    for name in ("v1", "v2"):
+        (tmp_path / name).write_text(f"{name} was here\n")
+    writers = [output.Writer("v2", CONTAINER, tmp_path / "v2"), output.Writer("v1", None, tmp_path / "v1")]
+    seen = []
+    with pytest.raises(
+        ProgramFailed, match=rf"^v2: {CONTAINER} is gone.*make ci-local.*/v2 has what earlier"
+    ):
+        seen.extend(output.merged(writers, 5, follow))
+    assert seen == ["v1 | v1 was here"]
 
 
 def test_lines_are_split_wherever_the_pieces_of_a_stream_end():

@@ -1,19 +1,23 @@
 """Approvals, going back, the closing table, and what each CI vendor says."""
 
+import contextlib
 import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import approval, ci, operate, report
+from pipeline.digest import Digests
 from pipeline.errors import GateRefused, SettingsError
+from pipeline.execution import Paths, Work
 from pipeline.row import Row
-from pipeline.runner import needed, refuse_unprotected
+from pipeline.runner import Runner, needed, refuse_unprotected
 from pipeline.settings import Bound
-from pipeline.stages import BY_NAME, Decided, Outcome
+from pipeline.stages import BY_NAME, ROLLBACK, Decided, Outcome
 from pipeline.store import Entry, open_store
-from tests.support import context
+from tests.support import context, settings
 
 A, B, C = ("sha256:" + letter * 64 for letter in "abc")
 
@@ -62,6 +66,123 @@ def test_rollback_to_a_named_version_takes_that_one_and_no_unknown_one(productio
         operate.earlier(channel, 7)
     with pytest.raises(SettingsError, match="serves now"):
         operate.earlier(channel, 3)
+
+
+def test_rollback_while_another_version_is_judged_goes_back_to_the_live_one(production):
+    channel = production(entry(A, 1), entry(B, 2))
+    assert operate.earlier(channel, None, judged=True).version == 2
+    assert operate.earlier(channel, 2, judged=True).version == 2
+    assert operate.earlier(channel, 1, judged=True).version == 1
+
+
+# What was begun and not finished ----------------------------------------------------------------------------
+
+
+def killed_change(tmp_path, channel, goal, outcome=None):
+    """A change of production that is killed as it runs, or comes to an outcome; its runner's store."""
+    paths = Paths(tmp_path, tmp_path / "pipeline.yaml", tmp_path / "build", tmp_path / "state")
+    runner = Runner(settings(), paths, open_store("file:store", tmp_path), Digests(tmp_path / "digests.json"))
+
+    def execute(work):
+        if outcome is None:
+            raise KeyboardInterrupt
+        return SimpleNamespace(outcome=outcome, finished="2026-03-01T00:00:00.000Z", sha256="f" * 64)
+
+    runner.__dict__["executor"] = SimpleNamespace(execute=execute)
+    work = Work(ROLLBACK, "k" * 64, {}, {}, {})
+    with contextlib.nullcontext() if outcome else pytest.raises(KeyboardInterrupt):
+        runner.enter(channel, dataclasses.replace(goal, at="", evidence=""), work)
+    return runner.store
+
+
+def test_change_that_is_killed_stays_noted_until_something_enters_the_channel(tmp_path, production):
+    channel = production(entry(A, 1), entry(B, 2))
+    store = killed_change(tmp_path, channel, entry(A, 1, "rollback", left=B))
+    begun = store.begun(channel)
+    assert (begun.version, begun.why, begun.left, begun.at > "2026") == (1, "rollback", B, True)
+    assert store.begun(store.append(channel, entry(C, 3))) is None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.PASSED, Outcome.FAILED])
+def test_change_that_came_to_an_outcome_is_not_left_unfinished(tmp_path, production, outcome):
+    channel = production(entry(A, 1), entry(B, 2))
+    store = killed_change(tmp_path, channel, entry(A, 1, "rollback", left=B), outcome)
+    assert store.begun(store.channel("production")) is None
+
+
+def test_note_that_cannot_be_read_notes_nothing(tmp_path, production):
+    channel = production(entry(A, 1))
+    store = open_store("file:store", tmp_path)
+    store.bucket.write("begun/production.json", b"{")
+    assert store.begun(channel) is None
+
+
+def row(role="stable", weight=100, **more) -> dict:
+    return {
+        "environment": "production", "version": 2, "role": role, "weight": weight, "alive": True, "answers": True,
+        "router_alive": True, "rest": "127.0.0.1:8501", "changing": False, "pid": 7, **more,
+    }  # fmt: skip
+
+
+def shown(capsys, rows, begun=None, deploying="") -> str:
+    """What `make status` prints of production, v2 being live."""
+    channels = {"staging": None, "production": dataclasses.asdict(entry(B, 2))}
+    operate.print_status(
+        {
+            "break_glass": None,
+            "channels": channels,
+            "begun": {"staging": None, "production": begun and dataclasses.asdict(begun)},
+            "deploying": deploying,
+            "running": rows,
+        },
+        None,
+    )
+    return capsys.readouterr().out
+
+
+def test_status_says_what_was_left_unfinished_and_what_to_do(capsys):
+    begun = entry(A, 1, "rollback", "2026-03-01T00:00:00.000Z")
+    said = shown(capsys, [row(changing=True)], begun)
+    assert "rollback of v1 was begun by ann at 2026-03-01T00:00:00.000Z and is not finished" in said
+    assert "`python -m pipeline rollback v1` finishes it" in said
+    assert "in the middle of a change; `make ci-local` puts it right" in said
+
+
+def test_status_says_that_no_canary_is_at_work_on_a_version_that_has_traffic(capsys):
+    rows = [row(weight=70), row("candidate", 30, version=3)]
+    assert "v3 is being judged, and no canary is at work" in shown(capsys, rows)
+    said = shown(capsys, rows, deploying="process 12")
+    assert "a deployment is going on here (process 12)" in said
+    assert "no canary" not in said
+
+
+@pytest.mark.parametrize(("answers", "served"), [(True, "are answered"), (False, "are NOT answered")])
+def test_status_calls_nothing_dead_that_the_engine_does_not_speak_of(capsys, answers, served):
+    unseen = {"alive": None, "router_alive": None, "container": "f00", "name": "digits-v2"}
+    silent = "the Docker engine does not answer at unix:///none. Start it."
+    said = shown(capsys, [row(**unseen, answers=answers, trouble=silent)]).splitlines()[2:]
+    assert said == [
+        f"  {silent} Clients {served} at 127.0.0.1:8501.",
+        "  v2 stable    100 % of traffic  127.0.0.1:8501  container digits-v2 (the engine does not say)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"alive": False}, "NOT RUNNING; `make ci-local` starts it"),
+        ({"router_alive": False}, "its router is DEAD, so clients reach nothing; `make ci-local` starts it"),
+        ({"answers": False}, "DOES NOT ANSWER at 127.0.0.1:8501; `make ci-local` starts it"),
+    ],
+)
+def test_status_says_what_does_not_serve_and_what_starts_it(capsys, seen, said):
+    assert shown(capsys, [row(**seen)]).splitlines()[2] == f"  {said}"
+
+
+def test_status_of_what_is_whole_says_nothing_more(capsys):
+    assert shown(capsys, [row()]).splitlines()[2:] == [
+        "  v2 stable    100 % of traffic  127.0.0.1:8501  pid 7"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +245,34 @@ def test_a_version_that_a_person_rolled_back_waits_for_a_person(approving):
     assert not (made.out / "approval").exists()
     by_name = dataclasses.replace(made, facts=dataclasses.replace(made.facts, approving=True))
     assert approval.approve(by_name).outcome is Outcome.PASSED
+
+
+def test_a_version_that_a_person_began_to_roll_back_waits_for_a_person(approving):
+    made, store = approving
+    folder = made.out / "given"
+    folder.mkdir()
+    (folder / "approval.json").write_text(json.dumps({"digest": A, "at": "2026-02-01T00:00:00.000Z"}))
+    given = dataclasses.replace(made, inputs={"approve/approval": folder})
+    channel = store.append(store.channel("production"), entry(A, 1))
+    assert approval.withdrawn(given) is None
+    store.begin(channel, entry(B, 2, "rollback", "2026-03-01T00:00:00.000Z", left=A))
+    assert "ann began to roll back to v2" in approval.withdrawn(given)
+    result = approval.approve(made)
+    assert result.outcome is Outcome.FAILED
+    assert (
+        "ann began at 2026-03-01T00:00:00.000Z to roll v1 back to v2, and that was not finished"
+        in result.sentence
+    )
+    by_name = dataclasses.replace(made, facts=dataclasses.replace(made.facts, approving=True))
+    assert approval.approve(by_name).outcome is Outcome.PASSED
+
+
+def test_a_version_that_was_taken_back_in_its_canary_waits_for_a_person(approving):
+    made, store = approving
+    channel = store.append(store.channel("production"), entry(B, 0))
+    taken = dataclasses.replace(entry(B, 0, "rollback", left=A), highest=1)
+    store.append(channel, taken)
+    assert "v1 was rolled back by ann" in approval.approve(made).sentence
 
 
 def test_an_approval_is_used_up_once_production_has_moved_on(approving):

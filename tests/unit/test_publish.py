@@ -207,6 +207,14 @@ def test_version_that_another_publish_took_is_left_to_it(tmp_path, lost, version
     assert give_version(Contested(lost, steals), image, known=False) == version
 
 
+def test_registry_that_keeps_no_tag_is_not_taken_for_a_lost_race(tmp_path):
+    _, image = model_image(tmp_path)
+    forgetful = Contested(0)
+    forgetful.tag = lambda name, image: None
+    with pytest.raises(ProgramFailed, match="does not keep what it is sent"):
+        give_version(forgetful, image, known=False)
+
+
 def test_race_that_is_lost_again_and_again_is_given_up(tmp_path):
     _, image = model_image(tmp_path)
     with pytest.raises(LostRace, match="run publish again"):

@@ -12,7 +12,7 @@ from deploy.credentials import Login, login_for
 from deploy.oci import LAYER, Descriptor, of_bytes
 from deploy.publish import RemoteRegistry, give_version
 from deploy.registry import ATTEMPTS, Client
-from deploy.transport import Answer, Request, Unreachable
+from deploy.transport import Answer, Network, Request, Unreachable
 from deploy.uploads import Upload
 from pipeline.errors import IntegrityError, ProgramFailed
 from pipeline.run import Done
@@ -91,7 +91,17 @@ def test_pauses_grow_and_end_in_a_clear_error():
     assert sum(slept) < 10
 
 
-@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 60.0), ("tomorrow", 0.25)])
+def test_each_trouble_is_said_before_it_is_tried_again(capsys):
+    troubles = [Unreachable("timed out"), answer(503), Unreachable("timed out", 9)]
+    client(Wire(*troubles, answer(404))).resolve("v1")
+    assert capsys.readouterr().err.splitlines() == [
+        "  registry.example: timed out; try 2 of 5 follows in 0.25 s",
+        "  registry.example: Service Unavailable (503); try 3 of 5 follows in 0.5 s",
+        "  registry.example: timed out; try 4 of 5 follows in 9 s",
+    ]
+
+
+@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 60.0), ("tomorrow", 0.25), ("²", 0.25)])
 def test_registry_says_how_long_to_wait_within_reason(header, pause):
     slept = []
     client(Wire(answer(429, Retry_After=header), answer(404)), sleep=slept.append).resolve("v1")
@@ -297,7 +307,7 @@ def test_token_of_the_registry_itself_is_used_as_it_is():
     assert wire.asked[1][2]["Authorization"] == "Bearer r"
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"token": null}', b'{"token": 7}'])
+@pytest.mark.parametrize("body", [b"{}", b'{"token": null}', b'{"token": 7}', b'{"token": "two\\nlines"}'])
 def test_token_service_that_gives_no_token_is_named(body):
     with pytest.raises(ProgramFailed, match="answered without a token"):
         client(Wire(answer(401, WWW_Authenticate=BEARER), answer(200, body))).resolve("v1")
@@ -420,7 +430,42 @@ def test_list_of_tags_that_is_none_is_refused(body):
 
 
 def test_digest_of_a_tag_is_computed_where_the_registry_does_not_say_it():
-    assert client(Wire(answer(200), answer(200, b"{}"))).resolve("v1") == of_bytes(b"{}")
+    body = b'{"schemaVersion":2,"layers":[]}'
+    assert client(Wire(answer(200), answer(200, body))).resolve("v1") == of_bytes(body)
+
+
+@pytest.mark.parametrize("reference", ["v1", "sha256:" + "0" * 64])
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{}", b'{"status":"ok"}'])
+def test_server_that_answers_everything_is_not_taken_for_a_registry(body, reference):
+    with pytest.raises(ProgramFailed, match=r"it is no container registry.*Correct the address"):
+        client(Wire(answer(200), answer(200, body))).resolve(reference)
+
+
+@pytest.mark.parametrize("number", ["²", "many", "9" * 5000])
+def test_number_in_a_header_that_is_none_counts_as_not_said(number):
+    assert client(Wire(answer(200, Content_Length=number))).lacks(BLOB) is None
+    opened = answer(202, Location="/up", OCI_Chunk_Min_Length=number)
+    assert ranges(in_parts(opened, at(3000), at(6000), at(7000), DONE)) == [
+        "0-2999",
+        "3000-5999",
+        "6000-6999",
+    ]
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[::bad/", "https://[::bad/", "http://elsewhere.example/blob?ticket=secret"]
+)
+def test_address_that_is_none_or_not_safe_is_named_and_nothing_is_sent_there(monkeypatch, place):
+    network = Network()
+    monkeypatch.setattr(network, "_one", lambda request: answer(307, Location=place))
+    for ask in (
+        lambda: network(Request("GET", "https://registry.example/v2/")),
+        lambda: client(Wire()).place(place),
+    ):
+        with pytest.raises(ProgramFailed, match="which is not https") as caught:
+            ask()
+        assert place.partition("?")[0] in str(caught.value)
+        assert "secret" not in str(caught.value)
 
 
 class Breaking(io.BytesIO):
@@ -595,7 +640,23 @@ def test_helper_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch, cod
         "[]",
         {"auths": {"registry.example": {"auth": "%%%"}}},
         {"auths": {"registry.example": {"auth": "Y2k="}}},
+        {"auths": {"registry.example": {"auth": "ä"}}},
+        {"auths": {"registry.example": {"auth": 5}}},
+        {"auths": {"registry.example": {"username": ["ci"]}}},
+        {"auths": {"registry.example": {"username": "half a character: \ud800"}}},
+        {"auths": {"registry.example": {"registrytoken": "two\nlines"}}},
+        {"auths": {"registry.example": "x"}},
+        {"auths": {"registry.example": ["x"]}},
+        {"auths": "x"},
+        {"auths": ["registry.example"]},
+        {"credHelpers": ["registry.example"]},
+        {"credHelpers": "registry.example"},
+        {"credHelpers": {"registry.example": ["one"]}},
+        {"credHelpers": {"registry.example": "../one"}},
+        {"credsStore": {"x": 1}},
+        "[" * 100_000,
     ],
+    ids=range(19),
 )
 def test_configuration_that_cannot_be_read_is_named(tmp_path, document):
     with pytest.raises(ProgramFailed, match=r"config\.json.*docker login registry\.example"):

@@ -31,7 +31,7 @@ def _state(**changes) -> State:
 def published(tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
-    (folder / "published.json").write_text(json.dumps({"digest": DIGEST}))
+    (folder / "published.json").write_text(json.dumps({"digest": DIGEST, "version": 3}))
     return folder
 
 
@@ -81,6 +81,7 @@ def _with(now: State, **changes) -> State:
             lambda now: _with(now, digest="sha256:" + "b" * 64),
             "production serves version 3 (sha256:bbbbbbbbbbbb…)",
         ),
+        (lambda now: _with(now, number=4), "production serves version 4 (sha256:aaaaaaaaaaaa…)"),
         (lambda now: _with(now, process=DEAD), "production's version 3 (process PID) has ended"),
         (lambda now: _with(now, process=REUSED), "production's version 3 (process PID) has ended"),
         (

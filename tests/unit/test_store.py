@@ -2,15 +2,17 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import multiprocessing
+import os
 
 import pytest
 
 from pipeline.bucket_file import FileBucket, disk_errors
 from pipeline.buckets import open_bucket
 from pipeline.errors import IntegrityError, LostRace, ProgramFailed, SettingsError
-from pipeline.locks import locked
+from pipeline.locks import holder, locked
 from pipeline.store import Channel, Entry, Store
 
 ENTRY = Entry(
@@ -257,3 +259,23 @@ def test_a_held_lock_tells_who_holds_it(tmp_path):
 def test_an_address_that_is_no_store_is_refused(tmp_path, address):
     with pytest.raises(SettingsError, match="must be file:PATH or s3://BUCKET/PREFIX"):
         open_bucket(address, tmp_path)
+
+
+def test_who_holds_a_lock_is_seen_and_looking_takes_it_from_nobody(tmp_path):
+    path = tmp_path / "lock"
+    assert holder(path) == ""
+    with locked(path, LostRace):
+        assert holder(path) == f"process {os.getpid()}"
+    assert holder(path) == ""
+    with locked(path, LostRace):
+        assert path.exists()
+
+
+def test_lock_that_somebody_only_looks_at_is_taken_a_moment_later(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.touch()
+    looker = path.open()
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    monkeypatch.setattr("pipeline.locks.time.sleep", lambda seconds: seconds and looker.close())
+    with locked(path, LostRace):
+        assert holder(path)

@@ -27,7 +27,7 @@ FLOAT, DOUBLE, INT32, UINT8, INT16, INT8, STRING = 1, 2, 3, 4, 5, 6, 7
 COMPLEX64, INT64, BOOL, BFLOAT16, UINT16, COMPLEX128, HALF, UINT32, UINT64 = 8, 9, 10, 14, 17, 18, 19, 22, 23
 
 # TensorFlow turns strings into its own and back by an iterator of numpy that goes no further, and does not look whether
-# it got one: the process would end. Numbers are kept from it too, as a model may make strings of them.
+# it got one: the process would end.
 DIMENSIONS_AT_MOST = 32
 
 DTYPES = {

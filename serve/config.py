@@ -126,6 +126,8 @@ def _check_base_path(config: Any) -> None:
     path = config.base_path.removeprefix(_FILE)
     if "://" in path:
         raise invalid(f"model {config.name}: this server reads local folders only; got base_path()={path}")
+    if "\0" in path:
+        raise invalid(f"model {config.name}: no file's path has a null character; got base_path()={path!r}")
     if not Path(path).is_absolute():
         raise invalid(
             f"Expected model {config.name} to have an absolute path or URI; got base_path()={config.base_path}"

@@ -26,6 +26,10 @@ def _dtype(name: str, numpy: Any, field: str) -> DType:
 FLOAT, DOUBLE, INT32, UINT8, INT16, INT8, STRING = 1, 2, 3, 4, 5, 6, 7
 COMPLEX64, INT64, BOOL, BFLOAT16, UINT16, COMPLEX128, HALF, UINT32, UINT64 = 8, 9, 10, 14, 17, 18, 19, 22, 23
 
+# TensorFlow turns strings into its own and back by an iterator of numpy that goes no further, and does not look whether
+# it got one: the process would end.
+DIMENSIONS_AT_MOST = 32
+
 DTYPES = {
     FLOAT: _dtype("float", np.float32, "float_val"),
     DOUBLE: _dtype("double", np.float64, "double_val"),

@@ -12,6 +12,8 @@ from serve.http_limits import Limits, Room
 from serve.http_protocol import Connection
 from serve.rest import Answer, Request
 
+# A request may be on its way on a connection that rests; it is answered, and told that it was the last.
+_CROSSING_S = 0.1
 _FILES_OF_OTHERS = 512
 
 
@@ -50,6 +52,8 @@ class Server:
         self.draining = True
         if self._server:
             self._server.close()
+        if self._resting:
+            await asyncio.sleep(min(_CROSSING_S, seconds))
         for connection in list(self._resting):
             connection.close()
         if not await self._wait_empty(seconds):

@@ -23,7 +23,7 @@ from serve.model import TensorSpec
 from serve.status import Code, ServingError, invalid
 
 # numpy has 64, and one of them may count the rows; TensorFlow itself stops at 254.
-_DIMENSIONS_AT_MOST = 63
+_NESTED_AT_MOST = dtypes.DIMENSIONS_AT_MOST - 1  # rows add a dimension
 # Of what is read at once; numpy itself knows no more than 64.
 _REGULAR_AT_MOST = 16
 
@@ -294,8 +294,8 @@ def _shape(value: object) -> tuple[int, ...]:
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
-        if len(shape) > _DIMENSIONS_AT_MOST:
-            raise invalid(f"JSON Value: {describe(value)} is nested deeper than {_DIMENSIONS_AT_MOST} lists")
+        if len(shape) > _NESTED_AT_MOST:
+            raise invalid(f"JSON Value: {describe(value)} is nested deeper than {_NESTED_AT_MOST} lists")
         if not value:
             break
         value = value[0]

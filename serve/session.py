@@ -19,7 +19,7 @@ from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from serve import dtypes, native, runs, signatures
-from serve.status import Code, ServingError, code_of, not_found
+from serve.status import Code, ServingError, code_of, invalid, not_found
 
 _SMALL_BYTES = 4 << 20
 _CALLERS_THREAD = -1
@@ -67,6 +67,8 @@ class SavedModel:
                 found = self._callable(names, tuple(fetches))(*[feeds[name] for name in names])
         except errors.OpError as error:
             raise _serving_error(error) from error
+        except UnicodeDecodeError as error:
+            raise _unreadable(error) from error
         return [dtypes.as_tensor(value) for value in found]
 
     def prepare(self) -> None:
@@ -185,6 +187,11 @@ def _config(options: SessionOptions) -> Any:
 
 def _serving_error(error: errors.OpError) -> ServingError:
     return ServingError(code_of(error.error_code), error.message)
+
+
+def _unreadable(error: UnicodeDecodeError) -> ServingError:
+    """A run's error that quotes bytes of the request which are no text: its code is lost on the way to Python."""
+    return invalid(bytes(error.object).decode("utf-8", "replace"))
 
 
 def _load_error(error: Exception, path: Path, options: SessionOptions) -> ServingError:

@@ -9,7 +9,8 @@ from serve import dtypes, packed
 from serve.dtypes import DTYPES, DType
 from serve.status import Code, ServingError, invalid
 
-_REPEATED_BYTES_AT_MOST = 2**31
+# A message of a few bytes can ask for any shape.
+_REPEATED_BYTES_AT_MOST = 256 << 20
 
 
 def decode(proto: Any) -> np.ndarray:
@@ -37,7 +38,7 @@ def decode(proto: Any) -> np.ndarray:
         values = _repeated(values, size, dtype)
     try:
         return values.reshape(shape)
-    except ValueError:  # of more dimensions than numpy has, or of none and more elements than it counts
+    except ValueError:  # of no elements, and more than numpy counts in the other dimensions
         raise invalid(f"TensorProto has a shape that no tensor can have here: {list(shape)}") from None
 
 
@@ -45,6 +46,10 @@ def _shape(shape_proto: Any) -> tuple[int, ...]:
     shape = tuple(dim.size for dim in shape_proto.dim)
     if shape_proto.unknown_rank or any(size < 0 for size in shape):
         raise invalid(f"TensorProto has no complete shape: {list(shape)}")
+    if len(shape) > dtypes.DIMENSIONS_AT_MOST:
+        raise invalid(
+            f"TensorProto has {len(shape)} dimensions; no more than {dtypes.DIMENSIONS_AT_MOST} are served"
+        )
     return shape
 
 

@@ -200,7 +200,7 @@ def test_gzip_bomb_is_refused_and_costs_little(server):
         (b'{"x": ' + NEST + b', "signature_name": "small", "instances": [1]}', 200, "predictions"),
         (b'{"signature_name": ' + NEST + b"}", 400, "must be a string value"),
         (b"[" * (3 * MIB), 400, "Nested deeper than 600000 (--json_depth_at_most)"),
-        (b'{"inputs": ' + b"[" * 100 + b"1" + b"]" * 100 + b"}", 400, "nested deeper than 63 lists"),
+        (b'{"inputs": ' + b"[" * 100 + b"1" + b"]" * 100 + b"}", 400, "nested deeper than 31 lists"),
         (b'{"instances": [' + b"[]," * MIB + b"[]]}", 200, "predictions"),
         (b'{"instances": ["\xff\xfe"]}', 400, "String is not of expected type"),
         (b'{"instances": [' + b"1e9999," * 1000 + b"1]}", 400, "Number too big"),

@@ -179,6 +179,7 @@ def model(**changes) -> SimpleNamespace:
         ({"model_platform": ""}, "Illegal setting neither ModelServerConfig::model_type"),
         ({"model_type": 1}, "Illegal setting both ModelServerConfig::model_type"),
         ({"base_path": "m"}, "Expected model m to have an absolute path or URI; got base_path()=m"),
+        ({"base_path": "/m\0"}, "model m: no file's path has a null character; got base_path()='/m\\x00'"),
     ],
 )
 def test_bad_model_configs_are_refused(changes, message):

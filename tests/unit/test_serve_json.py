@@ -129,7 +129,7 @@ def test_parser_reads_half_a_million_nested_brackets():
 
 
 def test_instances_nested_deeper_than_any_tensor_are_refused():
-    assert "is nested deeper than 63 lists" in refused(
+    assert "is nested deeper than 31 lists" in refused(
         b'{"instances": ' + b"[" * 5000 + b"1" + b"]" * 5000 + b"}"
     )
 

@@ -6,6 +6,7 @@ Needs `serve.framework.lean` (or TensorFlow itself) before it is imported.
 Source: tensorflow/lite/kernels/parse_example/parse_example.cc.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,5 +106,5 @@ def _value(model: Any, number: int) -> np.ndarray:
         return np.frombuffer(data, kind)
     count = int.from_bytes(data[:4], "little")
     offsets = np.frombuffer(data, "<i4", count + 1, 4)
-    texts = [data[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    texts = [data[start:end] for start, end in itertools.pairwise(offsets)]
     return np.array(texts, np.object_)

@@ -67,7 +67,8 @@ def _is_parse(model: Any, operator: Any) -> bool:
     if model.operatorCodes[operator.opcodeIndex].customCode != _OPERATION:
         return False
     serialized, _, *constants = operator.inputs
-    if serialized not in model.subgraphs[0].inputs or not all(_bytes(model, each) for each in constants):
+    made = {number for each in model.subgraphs[0].operators for number in each.outputs}
+    if serialized not in model.subgraphs[0].inputs or not made.isdisjoint(constants):
         return False
     sparse, dense, ragged = (_value(model, each) for each in constants[:3])
     outputs = {model.subgraphs[0].tensors[each].type for each in operator.outputs}
@@ -94,7 +95,7 @@ def _parser(model: Any, operator: Any) -> Parser:
 
 
 def _bytes(model: Any, number: int) -> bytes:
-    """The bytes of a constant; none for a tensor that is none."""
+    """The bytes of a constant; none if it is empty."""
     data = model.buffers[model.subgraphs[0].tensors[number].buffer].data
     return b"" if data is None else bytes(data)
 
@@ -102,6 +103,8 @@ def _bytes(model: Any, number: int) -> bytes:
 def _value(model: Any, number: int) -> np.ndarray:
     """A constant, flat. Strings are a count, the count + 1 offsets of their bytes, and these."""
     data, kind = _bytes(model, number), _TYPES.get(model.subgraphs[0].tensors[number].type, np.float32)
+    if not data:  # no default
+        return np.array([], kind)
     if kind is not np.object_:
         return np.frombuffer(data, kind)
     count = int.from_bytes(data[:4], "little")

@@ -221,7 +221,7 @@ def _write_tflite(tf, base):
         ("tflite_lost", with_signature_defs(plain, {"serving_default": wrong})),
         ("tflite_junk", b"no model"),
         ("tflite_strings", _tflite(tf, lambda x: {"y": tf.gather(x, [0, 0])}, tf.string)),
-        ("tflite_parse", _tflite(tf, lambda x: tf.io.parse_example(x, parse), tf.string)),
+        ("tflite_parse", _tflite(tf, lambda x: tf.io.parse_example(x, parse)["y"], tf.string)),
         ("tflite_half", _tflite(tf, lambda x: tf.io.parse_example(x, parse)["x"] / 2 + 2, tf.string)),
         ("tflite_sparse", _tflite(tf, lambda x: tf.io.parse_example(x, sparse)["x"].values, tf.string)),
         ("tflite_and_saved", plain),

@@ -4,11 +4,12 @@ Needs `serve.framework.lean` (or TensorFlow itself) before it is imported. An in
 one run, so there is one for each run at the same time, as many as there are processors.
 """
 
+import functools
 import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tensorflow.lite.python import interpreter as lite
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import dtypes, signatures
+from serve import dtypes, signatures, tflite_examples
 from serve.inference import PREDICT
 from serve.model import DEFAULT_SIGNATURE
 from serve.status import Code, ServingError, invalid
@@ -35,12 +36,14 @@ class TFLiteModel:
 
     in_one_thread = True  # each interpreter has one
 
-    def __init__(self, content: bytes, first: "_Interpreter", signature_defs: Mapping[str, Any], check: bool):
-        self._content = content
+    def __init__(
+        self, make: Callable[[], "_Interpreter"], first: "_Interpreter", defs: Mapping[str, Any], check: bool
+    ):
+        self._make = make
         self._idle = [first]
         self._slots = threading.Semaphore(len(os.sched_getaffinity(0)))
-        self.signatures = signatures.read(signature_defs, check)
-        self.signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=signature_defs)
+        self.signatures = signatures.read(defs, check)
+        self.signature_defs = get_model_metadata_pb2.SignatureDefMap(signature_def=defs)
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Sequence[np.ndarray]:
         """Feeds tensors of any shape that the model can take, and returns others. Waits for a free interpreter."""
@@ -59,28 +62,33 @@ class TFLiteModel:
         try:
             return self._idle.pop()
         except IndexError:
-            return _Interpreter(self._content)
+            return self._make()
 
 
 class _Interpreter:
     """One interpreter, for one run at a time; remembers the shapes that its inputs have."""
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes, parsers: Sequence[tflite_examples.Parser] = ()):
         try:
             self._lite = lite.Interpreter(model_content=content, num_threads=1)
             self._lite.allocate_tensors()  # fails where an operation is not there
-            self.inputs = {each["name"]: each for each in self._lite.get_input_details()}
+            self._fed = {each["name"]: each for each in self._lite.get_input_details()}
             self.outputs = {each["name"]: each for each in self._lite.get_output_details()}
         except (ValueError, RuntimeError, KeyError) as error:
             raise ServingError(Code.INTERNAL, f"Cannot build Interpreter from buffer. {error}") from error
+        self._parsers = parsers
+        parsed = {name for parser in parsers for name in parser.outputs}
+        self.inputs = {name: each for name, each in self._fed.items() if name not in parsed}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """One run. Raises INTERNAL where the model cannot take these tensors."""
+        for parser in self._parsers:
+            feeds = {**feeds, **parser(feeds[parser.serialized])}
         try:
             self._resize(feeds)
             for name, tensor in feeds.items():
-                self._lite.set_tensor(self.inputs[name]["index"], tensor)
+                self._lite.set_tensor(self._fed[name]["index"], tensor)
             self._lite.invoke()
             return [dtypes.as_tensor(self._lite.get_tensor(self.outputs[name]["index"])) for name in fetches]
         except (ValueError, RuntimeError) as error:
@@ -89,7 +97,7 @@ class _Interpreter:
     def _resize(self, feeds: Mapping[str, np.ndarray]) -> None:
         other = [name for name, tensor in feeds.items() if self._shapes.get(name) != tensor.shape]
         for name in other:
-            self._lite.resize_tensor_input(self.inputs[name]["index"], feeds[name].shape)
+            self._lite.resize_tensor_input(self._fed[name]["index"], feeds[name].shape)
             self._shapes[name] = feeds[name].shape
         if other:
             self._lite.allocate_tensors()
@@ -100,12 +108,20 @@ def load(file: Path, check_method_names: bool = False) -> TFLiteModel:
     content = file.read_bytes()
     if content[4:8] != _IDENTIFIER:
         raise invalid(f"Cannot build FlatBufferModel from buffer. {file} is no TFLite model")
-    first = _Interpreter(content)
     found = _signature_defs(content)
+    make = functools.partial(_Interpreter, *_split(content))
+    first = make()
     for signature in found.values():
         _fix_names(signature.inputs, first.inputs, "input")
         _fix_names(signature.outputs, first.outputs, "output")
-    return TFLiteModel(content, first, found or {DEFAULT_SIGNATURE: _generated(first)}, check_method_names)
+    return TFLiteModel(make, first, found or {DEFAULT_SIGNATURE: _generated(first)}, check_method_names)
+
+
+def _split(content: bytes) -> tuple[bytes, tuple[tflite_examples.Parser, ...]]:
+    try:
+        return tflite_examples.take_out(content)
+    except (ValueError, TypeError, LookupError, struct.error) as error:
+        raise ServingError(Code.INTERNAL, f"Cannot build Interpreter from buffer. {error}") from error
 
 
 def _signature_defs(content: bytes) -> dict[str, Any]:

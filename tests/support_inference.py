@@ -207,7 +207,8 @@ def _write_tflite(tf, base):
     from tensorflow.core.protobuf import meta_graph_pb2
 
     plain = _tflite(tf, lambda x: {"y": tf.identity(x / 2 + 2)}, tf.float32, [None, 1])
-    parse = {"x": tf.io.FixedLenFeature([1], tf.float32)}
+    parse = {"x": tf.io.FixedLenFeature([1], tf.float32), "y": tf.io.FixedLenFeature([1], tf.string, b"none")}
+    sparse = {"x": tf.io.VarLenFeature(tf.float32)}
     x, y = _tensor_names(tf, plain)
     signature = meta_graph_pb2.SignatureDef(method_name="tensorflow/serving/predict")
     signature.inputs["x"].name, signature.inputs["x"].dtype = x, 1
@@ -220,7 +221,9 @@ def _write_tflite(tf, base):
         ("tflite_lost", with_signature_defs(plain, {"serving_default": wrong})),
         ("tflite_junk", b"no model"),
         ("tflite_strings", _tflite(tf, lambda x: {"y": tf.gather(x, [0, 0])}, tf.string)),
-        ("tflite_parse", _tflite(tf, lambda x: tf.io.parse_example(x, parse), tf.string)),
+        ("tflite_parse", _tflite(tf, lambda x: tf.io.parse_example(x, parse)["y"], tf.string)),
+        ("tflite_half", _tflite(tf, lambda x: tf.io.parse_example(x, parse)["x"] / 2 + 2, tf.string)),
+        ("tflite_sparse", _tflite(tf, lambda x: tf.io.parse_example(x, sparse)["x"].values, tf.string)),
         ("tflite_and_saved", plain),
     ):
         folder = base / name / VERSION

@@ -15,7 +15,7 @@ from tests.support_inference import VERSION
 from tests.support_serve import call, request, running
 
 SERVED = ("half_plus_two", "half_plus_three", "counter", "on_gpu", "classes", "strings", "tf2")
-AS_TFLITE = ("tflite", "tflite_signed", "tflite_and_saved", "tflite_strings")
+AS_TFLITE = ("tflite", "tflite_signed", "tflite_and_saved", "tflite_strings", "tflite_parse", "tflite_half")
 METHODS = [f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress")]
 PREDICT, CLASSIFY, REGRESS = METHODS
 
@@ -439,6 +439,35 @@ def test_tflite_refuses_what_its_model_cannot_take(stub, rest):
     )
 
 
+def examples(*features) -> np.ndarray:
+    from tensorflow.core.example import example_pb2
+
+    def serialized(x, y=None):
+        made = example_pb2.Example()
+        made.features.feature["x"].float_list.value.append(x)
+        if y:
+            made.features.feature["y"].bytes_list.value.append(y)
+        return made.SerializeToString()
+
+    return np.array([serialized(*each) for each in features], object)
+
+
+def test_tflite_model_parses_examples(stub):
+    for given in ([(2.0, b"a"), (3.0,)], [(7.0, b"\xff\0")]):
+        (texts,) = stub.Predict(request("tflite_parse", x=examples(*given))).outputs.values()
+        assert list(texts.string_val) == [each[1] if len(each) == 2 else b"none" for each in given]
+        (half,) = stub.Predict(request("tflite_half", x=examples(*given))).outputs.values()
+        assert list(half.float_val) == [each[0] / 2 + 2 for each in given]
+
+
+def test_tflite_model_refuses_what_is_no_example_and_shows_its_own_inputs_alone(ports, stub):
+    code, details = refused(stub.Predict, request("tflite_half", x=np.array([b"\xff"], object)))
+    assert (code, "Could not parse example" in details) == ("INVALID_ARGUMENT", True)
+    told = call("GET", "/v1/models/tflite_half/metadata", port=ports.rest).json["metadata"]["signature_def"]
+    (signature,) = told["signature_def"].values()
+    assert list(signature["inputs"]) == ["x"]
+
+
 # --- loading, in this process ---
 
 
@@ -459,7 +488,7 @@ def loaded(models, name, *, tags=("serve",), tflite=False, check=False):
         ("tagged", {}, "NOT_FOUND", "Could not find meta graph def matching supplied tags: { serve }"),
         ("tflite", {}, "NOT_FOUND", "Specified file path does not appear to contain a SavedModel bundle"),
         ("tflite_junk", {"tflite": True}, "INVALID_ARGUMENT", "Cannot build FlatBufferModel from buffer."),
-        ("tflite_parse", {"tflite": True}, "INTERNAL", "unresolved custom op: ParseExampleV2"),
+        ("tflite_sparse", {"tflite": True}, "INTERNAL", "unresolved custom op: ParseExampleV2"),
         ("tflite_lost", {"tflite": True}, "INTERNAL", "Signature input x references an unknown tensor"),
     ],
 )  # fmt: skip

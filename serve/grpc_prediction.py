@@ -69,7 +69,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
             work = self.observer.timed(seen, read_predict(servable.model, request, self._as_content))
-            response = run_in(queue_of(servable.model), work, seen.deadline)
+            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -79,7 +79,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             work = self.observer.timed(
                 seen, grpc_inference.read_classify(servable.model, request), on_examples=True
             )
-            response = run_in(queue_of(servable.model), work, seen.deadline)
+            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -89,7 +89,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             work = self.observer.timed(
                 seen, grpc_inference.read_regress(servable.model, request), on_examples=True
             )
-            response = run_in(queue_of(servable.model), work, seen.deadline)
+            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
             return grpc_spec.answer(servable, response)
 
     @answered
@@ -100,7 +100,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             work = self.observer.timed(
                 seen, grpc_inference.read_multi_inference(servable.model, request), on_examples=True
             )
-            response = run_in(queue_of(servable.model), work, seen.deadline)
+            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
             for result in response.results:
                 grpc_spec.answer(servable, result)
             return response

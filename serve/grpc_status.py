@@ -27,6 +27,7 @@ def answered(method: Callable[[Any, Any, Seen], Any]) -> Callable:
 
     def answer(self: Service, request: Any, context: grpc.ServicerContext) -> Any:
         seen = self.observer.began(_traceparent(context))
+        seen.when_left = context.add_callback
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s < _FOREVER_S:
             seen.deadline = time.monotonic() + remaining_s

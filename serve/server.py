@@ -167,8 +167,8 @@ async def _serve(flags: Flags, parts: _Parts, http: socket.socket | None, began:
     if parts.models.stopping:
         log.info("stopped before it was ready")
         return
-    http_server = await _open_http(flags, parts, http) if http else None
     grpc_server = _open_grpc(flags, parts)
+    http_server = await _open_http(flags, parts, http) if http else None
     log.info(
         "ready",
         address=flags.address,

@@ -18,8 +18,8 @@ from tensorflow.python.framework import errors, ops
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serve import dtypes, native, runs, signatures
-from serve.status import Code, ServingError, code_of, invalid, not_found
+from serve import dtypes, native, runs, signatures, tf_errors
+from serve.status import Code, ServingError, not_found
 
 _SMALL_BYTES = 4 << 20
 _CALLERS_THREAD = -1
@@ -62,13 +62,8 @@ class SavedModel:
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Sequence[np.ndarray]:
         """Feeds tensors of any shape (TF Serving does not enforce the signature's) and returns others."""
         names = tuple(sorted(feeds))
-        try:
-            with self._runs:
-                found = self._callable(names, tuple(fetches))(*[feeds[name] for name in names])
-        except errors.OpError as error:
-            raise _serving_error(error) from error
-        except UnicodeDecodeError as error:
-            raise _unreadable(error) from error
+        with tf_errors.told(), self._runs:
+            found = self._callable(names, tuple(fetches))(*[feeds[name] for name in names])
         return [dtypes.as_tensor(value) for value in found]
 
     def prepare(self) -> None:
@@ -185,20 +180,11 @@ def _config(options: SessionOptions) -> Any:
     )
 
 
-def _serving_error(error: errors.OpError) -> ServingError:
-    return ServingError(code_of(error.error_code), error.message)
-
-
-def _unreadable(error: UnicodeDecodeError) -> ServingError:
-    """A run's error that quotes bytes of the request which are no text: its code is lost on the way to Python."""
-    return invalid(bytes(error.object).decode("utf-8", "replace"))
-
-
 def _load_error(error: Exception, path: Path, options: SessionOptions) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, errors.OpError):
-        return _serving_error(error)
+        return tf_errors.serving_error(error)
     if isinstance(error, RuntimeError) and "MetaGraphDef" in str(error):
         return _no_meta_graph(options)
     if isinstance(error, OSError | ValueError | DecodeError):

@@ -16,10 +16,10 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.python.client import session as tf_session
 from tensorflow.python.framework import dtypes as tf_dtypes
-from tensorflow.python.framework import errors, ops
+from tensorflow.python.framework import ops
 from tensorflow.python.ops import array_ops, gen_parsing_ops
 
-from serve.status import ServingError, code_of
+from serve import tf_errors
 
 _OPERATION = b"ParseExampleV2"
 _TYPES = {
@@ -39,10 +39,8 @@ class Parser:
 
     def __call__(self, serialized: np.ndarray) -> dict[str, np.ndarray]:
         """What examples of shape [batch] hold. Raises the ServingError of TensorFlow's operation."""
-        try:
+        with tf_errors.told():
             return dict(zip(self.outputs, self.parse(serialized), strict=True))
-        except errors.OpError as error:
-            raise ServingError(code_of(error.error_code), error.message) from error
 
 
 def take_out(content: bytes) -> tuple[bytes, tuple[Parser, ...]]:

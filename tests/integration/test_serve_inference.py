@@ -454,18 +454,20 @@ def examples(*features) -> np.ndarray:
 
 def test_tflite_model_parses_examples(stub):
     for given in ([(2.0, b"a"), (3.0,)], [(7.0, b"\xff\0")]):
-        (texts,) = stub.Predict(request("tflite_parse", x=examples(*given))).outputs.values()
+        (texts,) = stub.Predict(request("tflite_parse", serving_default_x=examples(*given))).outputs.values()
         assert list(texts.string_val) == [each[1] if len(each) == 2 else b"none" for each in given]
-        (half,) = stub.Predict(request("tflite_half", x=examples(*given))).outputs.values()
+        (half,) = stub.Predict(request("tflite_half", serving_default_x=examples(*given))).outputs.values()
         assert list(half.float_val) == [each[0] / 2 + 2 for each in given]
 
 
 def test_tflite_model_refuses_what_is_no_example_and_shows_its_own_inputs_alone(ports, stub):
-    code, details = refused(stub.Predict, request("tflite_half", x=np.array([b"\xff"], object)))
+    code, details = refused(
+        stub.Predict, request("tflite_half", serving_default_x=np.array([b"\xff"], object))
+    )
     assert (code, "Could not parse example" in details) == ("INVALID_ARGUMENT", True)
     told = call("GET", "/v1/models/tflite_half/metadata", port=ports.rest).json["metadata"]["signature_def"]
     (signature,) = told["signature_def"].values()
-    assert list(signature["inputs"]) == ["x"]
+    assert list(signature["inputs"]) == ["serving_default_x"]
 
 
 # --- loading, in this process ---

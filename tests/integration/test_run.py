@@ -110,6 +110,15 @@ def test_a_process_id_that_was_used_again_is_not_taken_for_the_old_process():
     assert not run.Process(os.getpid(), 1).alive()
 
 
+def _person_started(script: str) -> subprocess.Popen:
+    """A Python program that hears Ctrl-C: a shell that runs the tests in the background has them ignore it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 @pytest.mark.parametrize(("first", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stage_that_is_stopped_may_finish_though_sigterm_comes_again(tmp_path, first, status):
     saved, ready, waits = tmp_path / "saved", tmp_path / "ready", tmp_path / "waits"
@@ -129,7 +138,7 @@ def test_a_stage_that_is_stopped_may_finish_though_sigterm_comes_again(tmp_path,
         command.commands.run = lambda *_: run.attend(["sh", "-c", {trap!r}], timeout_s=60, grace_s=50)
         sys.exit(command.main(["run", "train"]))
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)
+    parent = _person_started(script)
     while not (ready.exists() and waits.exists()):
         time.sleep(0.02)
     for sign in (first, signal.SIGTERM, signal.SIGTERM):
@@ -145,7 +154,7 @@ def test_ctrl_c_ends_an_attended_program_and_what_it_started(tmp_path):
         from pipeline import run
         run.attend(["sh", "-c", "sleep 60 & echo $! $$ > {pids}; wait"], timeout_s=60)
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)
+    parent = _person_started(script)
     while not (pids.exists() and pids.read_text().endswith("\n")):
         time.sleep(0.02)
     parent.send_signal(signal.SIGINT)

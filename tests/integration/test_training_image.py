@@ -19,7 +19,9 @@ from tests.e2e.conftest import make_walk
 
 pytestmark = engine.SLOW
 ROOT = engine.ROOT
-SENT = ("Makefile", "deploy", "docker/verify_lock.py", "pipeline", "pipeline.yaml", "requirements.txt",
+SENT = ("Makefile", "deploy",
+        "docker/verify_lock.py", "docker/tf_serving_entrypoint.sh", "docker/tensorflow_model_server",
+        "pipeline", "pipeline.yaml", "requirements.txt",
         "scripts", "serve", "train")  # fmt: skip
 
 

@@ -20,24 +20,26 @@ from pathlib import Path
 if __name__ != "__main__":  # in an image it stands alone
     from deploy import engine
     from deploy.engine import Container
+    from tests.support_ports import port
+
+    PORTS = {
+        "staging.rest_port": port(20301),
+        "staging.grpc_port": port(20300),
+        "production.rest_port": port(20311),
+        "production.grpc_port": port(20310),
+    }
+    QUICK = {
+        **PORTS,
+        "target.ready_timeout_s": 20,
+        "target.drain_s": 2,
+        "canary.step_s": 0.4,
+        "canary.step_timeout_s": 20,
+        "canary.requests_at_least": 10,
+        "canary.load_rps": 200,
+        "staging.golden_requests": 8,
+    }
 
 ROOT = Path(__file__).resolve().parent.parent
-PORTS = {
-    "staging.rest_port": 20301,
-    "staging.grpc_port": 20300,
-    "production.rest_port": 20311,
-    "production.grpc_port": 20310,
-}
-QUICK = {
-    **PORTS,
-    "target.ready_timeout_s": 20,
-    "target.drain_s": 2,
-    "canary.step_s": 0.4,
-    "canary.step_timeout_s": 20,
-    "canary.requests_at_least": 10,
-    "canary.load_rps": 200,
-    "staging.golden_requests": 8,
-}
 KNOBS = "knobs.json"
 _METHOD = "/tensorflow.serving.PredictionService/Predict"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import support_pipelines, support_registry
+from tests.support_ports import port
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = (
@@ -165,10 +166,11 @@ def _copy(folder: Path) -> None:
 
 
 def make_walk(folder: Path, first_port: int) -> Walk:
-    """A clone in `folder` whose four ports begin at `first_port`."""
+    """A clone in `folder` whose four ports begin at `first_port`, from 20000 to 20999."""
     _copy(folder)
+    begins = port(first_port)
     names = ("production_rest", "production_grpc", "staging_rest", "staging_grpc")
-    ports = {name: first_port + i for i, name in enumerate(names)}
+    ports = {name: begins + i for i, name in enumerate(names)}
     text = (ROOT / "tests" / "settings.yaml").read_text()
     for old, name in (("18501", "staging_rest"), ("18500", "staging_grpc")):
         text = text.replace(old, str(ports[name]))

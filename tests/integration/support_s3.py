@@ -46,14 +46,11 @@ def need_weed() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below those that the system hands out to outgoing connections.
-
-    Nor any from 20000 to 20999: tests of the walk have those.
-    """
+    """Ports that nothing listens on, between those of `support_ports` and those that the system hands out."""
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
-            port = random.randrange(21_000, 32_000)
+            port = random.randrange(24_000, 32_000)
             with contextlib.suppress(OSError):
                 held.enter_context(socket.create_server(("127.0.0.1", port)))
                 found.append(port)

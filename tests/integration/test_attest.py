@@ -36,9 +36,10 @@ from tests.support_cosign import (
     verify_tag,
 )
 from tests.support_images import model_image
+from tests.support_ports import port
 from tests.support_registry import need_registry, serve
 
-PORT, API_PORT = 20601, 20602
+PORT, API_PORT = port(20601), port(20602)
 SLSA, SCAN = "https://slsa.dev/provenance/v1", "https://tidegate.dev/scan/v1"
 CI = CryptoSigner(ec.generate_private_key(ec.SECP256R1()))
 STRANGER = CryptoSigner(ec.generate_private_key(ec.SECP256R1()))

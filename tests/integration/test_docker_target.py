@@ -24,15 +24,16 @@ from tests import support, support_docker, support_engine, support_registry
 from tests import support_server as fake
 from tests.support_docker import docker
 from tests.support_images import savedmodel
+from tests.support_ports import port
 from tests.support_server import until, who
 
 PORTS = {
-    "staging.rest_port": 20351,
-    "staging.grpc_port": 20350,
-    "production.rest_port": 20361,
-    "production.grpc_port": 20360,
+    "staging.rest_port": port(20351),
+    "staging.grpc_port": port(20350),
+    "production.rest_port": port(20361),
+    "production.grpc_port": port(20360),
 }
-REGISTRY_PORT = 20349
+REGISTRY_PORT, DEAD_PORT = port(20349), port(20348)
 pytestmark = support_engine.SLOW
 support_engine.need_engine()
 
@@ -298,9 +299,9 @@ def test_server_image_that_nobody_has_is_told_with_the_remedy(world):
     world.changes["target.server"] = "sha256:" + "8" * 64
     with pytest.raises(ProgramFailed, match=r"target.server: the engine has no image sha256:8888.*Build it"):
         world.staging(1)
-    world.changes["target.server"] = "127.0.0.1:20348/no/server@sha256:" + "8" * 64
+    world.changes["target.server"] = f"127.0.0.1:{DEAD_PORT}/no/server@sha256:" + "8" * 64
     with pytest.raises(
-        ProgramFailed, match=r"target.server: .*could not pull 127.0.0.1:20348/no/server@sha256:8888"
+        ProgramFailed, match=rf"target.server: .*could not pull 127.0.0.1:{DEAD_PORT}/no/server@sha256:8888"
     ):
         world.staging(1)
 
@@ -369,7 +370,9 @@ def test_taken_public_port_is_told_before_any_version_is_started(world):
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", PORTS["staging.grpc_port"]))
         other.listen()
-        with pytest.raises(ProgramFailed, match=f"20350.*process {os.getpid()}.*staging.grpc_port"):
+        with pytest.raises(
+            ProgramFailed, match=f"{PORTS['staging.grpc_port']}.*process {os.getpid()}.*staging.grpc_port"
+        ):
             world.staging(1)
     assert world.containers() == []
 

@@ -17,8 +17,9 @@ from pipeline.run import Process
 from pipeline.stages import Outcome
 from tests import support
 from tests import support_server as fake
+from tests.support_ports import port
 
-STAGING = "127.0.0.1:20301"
+STAGING = f"127.0.0.1:{port(20301)}"
 
 
 @pytest.fixture
@@ -134,9 +135,9 @@ def test_taken_public_port_is_told_before_anything_is_started(make, tmp_path):
     context = make(fake.publish(tmp_path, 1))
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", 20300))
+        other.bind(("127.0.0.1", port(20300)))
         other.listen()
-        with pytest.raises(ProgramFailed, match=f"20300.*process {os.getpid()}.*staging.grpc_port"):
+        with pytest.raises(ProgramFailed, match=f"{port(20300)}.*process {os.getpid()}.*staging.grpc_port"):
             smoke.staging(context)
     assert _servers(tmp_path) == []
 
@@ -161,10 +162,10 @@ def test_router_moves_when_settings_name_other_ports(make, tmp_path):
     published = fake.publish(tmp_path, 1)
     smoke.staging(make(published))
     pid = _rows(make(published))[0]["pid"]
-    context = make(published, staging__rest_port=20341)
+    context = make(published, staging__rest_port=port(20341))
     assert smoke.staging(context).outcome is Outcome.PASSED
-    assert (_rows(context)[0]["pid"], _rows(context)[0]["rest"]) == (pid, "127.0.0.1:20341")
-    assert not ports.taken("127.0.0.1", 20301)
+    assert (_rows(context)[0]["pid"], _rows(context)[0]["rest"]) == (pid, f"127.0.0.1:{port(20341)}")
+    assert not ports.taken("127.0.0.1", port(20301))
 
 
 def test_look_says_what_runs_and_down_leaves_no_process(make, tmp_path):

@@ -14,9 +14,10 @@ from deploy.publish import missing, publish
 from pipeline.errors import IntegrityError, ProgramFailed
 from tests.support import context, tree
 from tests.support_images import model_image
+from tests.support_ports import port
 from tests.support_registry import need_registry, serve
 
-PORT, LOCKED_PORT, DEAD_PORT = 20201, 20202, 20203
+PORT, LOCKED_PORT, DEAD_PORT = port(20201), port(20202), port(20203)
 REPOSITORY = f"127.0.0.1:{PORT}/team/digits"
 # bcrypt of "hunter2" for the user ci; written once, since hashing anew would need a package.
 HTPASSWD = "ci:$2b$05$INhuQXAedo4p8.JDFtfE/eUJAvQcLeD1cglTrwiT4vChbCmu085TK"

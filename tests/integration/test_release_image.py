@@ -15,9 +15,10 @@ import pytest
 
 from tests import support_engine as engine
 from tests import support_registry
+from tests.support_ports import port
 
 pytestmark = engine.SLOW
-PORT = 20980
+PORT = port(20980)
 HOST = f"127.0.0.1:{PORT}"
 ID = r"sha256:[0-9a-f]{64}"
 

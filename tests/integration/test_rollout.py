@@ -20,6 +20,9 @@ from tests import support, support_docker, support_engine
 from tests import support_server as fake
 from tests.support_server import until, who
 
+PORT = fake.PORTS["production.rest_port"]
+PRODUCTION = f"127.0.0.1:{PORT}"
+
 
 class World:
     """One state folder, and the stages as the runner calls them."""
@@ -72,7 +75,7 @@ class World:
     def client(self, rps: float = 100) -> Load:
         """A client of production that must not notice anything."""
         requests = bodies(self.rows / "test_features.npy")
-        return Load("127.0.0.1:20311", "/v1/models/digits:predict", requests, rps)
+        return Load(PRODUCTION, "/v1/models/digits:predict", requests, rps)
 
     def start_canary(self, published: Path):
         return support.start_stage(
@@ -222,7 +225,7 @@ def test_same_image_under_another_number_is_served_under_that_number(world):
     world.release(again)
     assert {role: row["version"] for role, row in world.by_role().items()} == {"stable": 2, "previous": 1}
     requests = bodies(world.rows / "test_features.npy", 1)
-    with Session("127.0.0.1:20311", 10) as client:
+    with Session(PRODUCTION, 10) as client:
         status, answer = client.ask("POST", "/v1/models/digits:predict", requests[0])
     assert (status, json.loads(answer)["predictions"][0]["version"]) == (200, 2)
 
@@ -254,7 +257,7 @@ def test_production_that_hangs_is_seen_and_the_next_promotion_mends_it(world, pa
     now = read(world.state, "production")
     hung = now.router.process if part == "router" else now.by_role("stable").version.process
     os.kill(fake.pid_of(hung), signal.SIGSTOP)
-    assert world.why_not(first) == "production does not answer on port 20311"
+    assert world.why_not(first) == f"production does not answer on port {PORT}"
     assert [row["answers"] for row in world.rows_of()] == [False]
     promoted = rollout.promote(world.context(first, **{"canary/evidence": evidence}))
     assert promoted.outcome is Outcome.PASSED

@@ -18,8 +18,9 @@ from deploy.envoy import Backend
 from deploy.load import Load
 from pipeline.errors import ProgramFailed
 from tests import support_server as fake
+from tests.support_ports import port
 
-REST, GRPC = 20321, 20320
+REST, GRPC = port(20321), port(20320)
 PREDICT = "/v1/models/digits:predict"
 BODY = json.dumps({"instances": [[[1] * 8] * 8]}).encode()
 

@@ -15,10 +15,11 @@ from deploy.vulnerabilities import find_database
 from pipeline.stages import Outcome
 from tests import support_trivy
 from tests.support_images import hand_image, model_image, tar
+from tests.support_ports import port
 from tests.support_registry import need_registry, serve
 from tests.support_trivy import cache_of, given, site_package
 
-PORT = 20204
+PORT = port(20204)
 REPOSITORY = f"127.0.0.1:{PORT}/mirror/trivy-db"
 # As htpasswd -B writes it; nobody logs in with it here.
 HTPASSWD = "reader:$2y$05$YC4ZO4GjYgMw7pVXRYSwkuQYpSNg0Uys.JnUF6jlkPZ8IDNQKQYYG\n"

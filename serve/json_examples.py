@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 from serve import examples
 from serve.json_parse import describe
-from serve.json_request import base64_bytes, is_base64, json_type
+from serve.json_tensors import base64_bytes, is_base64, json_type
 from serve.status import invalid
 
 _INT64_AT_MOST = 2**63 - 1

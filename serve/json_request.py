@@ -1,31 +1,17 @@
-"""From a predict request in JSON to tensors: row form (`instances`) and column form (`inputs`).
+"""From a predict request in JSON to tensors: row form (`instances`) and column form (`inputs`)."""
 
-numpy reads what is regular and of one kind at once. Everything else is read element by element,
-which is slower and knows which error to raise.
-"""
-
-import base64
-import binascii
 import enum
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
-from typing import NoReturn, TypeGuard
 
 import numpy as np
 
-from serve import dtypes
-from serve.dtypes import DTYPES
+from serve import json_tensors
 from serve.json_parse import Document, describe
 from serve.json_plain import Plain
+from serve.json_tensors import Column, is_object
 from serve.model import TensorSpec
-from serve.status import Code, ServingError, invalid
-
-# numpy has 64, and one of them may count the rows; TensorFlow itself stops at 254.
-_NESTED_AT_MOST = dtypes.DIMENSIONS_AT_MOST - 1  # rows add a dimension
-# Of what is read at once; numpy itself knows no more than 64.
-_REGULAR_AT_MOST = 16
+from serve.status import ServingError, invalid
 
 
 class Form(enum.Enum):
@@ -93,11 +79,8 @@ def _plain_numbers(plain: Plain, inputs: Mapping[str, TensorSpec]) -> Tensors | 
         return None
     ((alias, spec),) = inputs.items()
     numbers = plain.array(spec.dtype)
-    if numbers is None or (spec.dtype in _INTEGERS and not _in_range(numbers, spec.dtype)):
-        return None
-    with np.errstate(over="ignore"):
-        tensor = numbers.astype(DTYPES[spec.dtype].numpy, copy=False)
-    return Tensors(Form(plain.key), {alias: tensor})
+    tensor = None if numbers is None else json_tensors.converted(numbers, spec.dtype)
+    return None if tensor is None else Tensors(Form(plain.key), {alias: tensor})
 
 
 def _instances(members: dict) -> list:
@@ -110,7 +93,7 @@ def _instances(members: dict) -> list:
 
 
 def _rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
-    if _is_object(rows[0]):
+    if is_object(rows[0]):
         return _named_rows(rows, types, booleans)
     if len(types) > 1:
         raise invalid(
@@ -118,14 +101,14 @@ def _rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.
             "required as per tensorinfo_map"
         )
     ((alias, dtype),) = types.items()
-    whole = _regular(rows, dtype, booleans)
+    whole = json_tensors.regular(rows, dtype, booleans)
     return {alias: _plain_rows(rows, dtype) if whole is None else whole}
 
 
 def _plain_rows(rows: list, dtype: int) -> np.ndarray:
-    column = _Column(dtype)
+    column = Column(dtype)
     for index, row in enumerate(rows):
-        if _is_object(row):
+        if is_object(row):
             raise invalid(f"Expecting value/list but got object at item {index} of input list")
         with _Blame(f"Failed to process element: {index} of 'instances' list. Error: "):
             column.add(row)
@@ -135,18 +118,20 @@ def _plain_rows(rows: list, dtype: int) -> np.ndarray:
 def _named_rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
     names = types.keys()
     if all(isinstance(row, dict) and row.keys() == names for row in rows):
-        whole = {name: _regular([row[name] for row in rows], types[name], booleans) for name in names}
+        whole = {
+            name: json_tensors.regular([row[name] for row in rows], types[name], booleans) for name in names
+        }
         regular = {name: tensor for name, tensor in whole.items() if tensor is not None}
         if len(regular) == len(whole):
             return regular
-    columns = {name: _Column(dtype) for name, dtype in types.items()}
+    columns = {name: Column(dtype) for name, dtype in types.items()}
     for index, row in enumerate(rows):
         _add_named_row(row, index, columns)
     return {name: column.tensor() for name, column in columns.items()}
 
 
-def _add_named_row(row: object, index: int, columns: "Mapping[str, _Column]") -> None:
-    if not _is_object(row):
+def _add_named_row(row: object, index: int, columns: Mapping[str, Column]) -> None:
+    if not is_object(row):
         raise invalid(f"Expecting object but got list at item {index} of input list")
     for name, value in row.items():
         with _Blame(f"Failed to process element: {index} key: {name} of 'instances' list. Error: "):
@@ -161,18 +146,18 @@ def _add_named_row(row: object, index: int, columns: "Mapping[str, _Column]") ->
 
 
 def _columns(inputs: object, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
-    if _is_object(inputs):
+    if is_object(inputs):
         missing = next((name for name in sorted(types) if name not in inputs), None)
         if missing is not None:
             raise invalid(f"Missing named input: {missing} in 'inputs' object.")
-        return {name: _tensor(inputs[name], dtype, booleans) for name, dtype in types.items()}
+        return {name: json_tensors.tensor(inputs[name], dtype, booleans) for name, dtype in types.items()}
     if len(types) > 1:
         raise invalid(
             "inputs is a plain value/list, but expecting an object as multiple input tensors "
             "required as per tensorinfo_map"
         )
     ((alias, dtype),) = types.items()
-    return {alias: _tensor(inputs, dtype, booleans)}
+    return {alias: json_tensors.tensor(inputs, dtype, booleans)}
 
 
 class _Blame:
@@ -187,232 +172,3 @@ class _Blame:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if isinstance(error, ServingError):
             raise invalid(f"{self.prefix}{error}") from error
-
-
-class _Column:
-    """The rows of one input, gathered one by one; all must have the first one's size and shape."""
-
-    def __init__(self, dtype: int):
-        self.dtype = dtype
-        self.values: list = []
-        self.rows = 0
-        self.shape: tuple[int, ...] = ()
-
-    def add(self, row: object) -> None:
-        shape = _shape(row)
-        values = _elements(row, shape, self.dtype)
-        if self.rows == 0:
-            self.shape, self.size = shape, len(values)
-        elif len(values) != self.size:
-            raise invalid(f"Expecting tensor size: {self.size} but got: {len(values)}")
-        elif shape != self.shape:
-            raise invalid(f"Expecting shape {_shown(self.shape)} but got: {_shown(shape)}")
-        self.rows += 1
-        self.values += values
-
-    def tensor(self) -> np.ndarray:
-        return _array(self.values, (self.rows, *self.shape), self.dtype)
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return f"[{','.join(map(str, shape))}]"
-
-
-def _tensor(value: object, dtype: int, booleans: bool) -> np.ndarray:
-    tensor = _regular(value, dtype, booleans)
-    if tensor is not None:
-        return tensor
-    shape = _shape(value)
-    return _array(_elements(value, shape, dtype), shape, dtype)
-
-
-_INTEGERS = (
-    dtypes.INT32,
-    dtypes.UINT8,
-    dtypes.INT16,
-    dtypes.INT8,
-    dtypes.INT64,
-    dtypes.UINT32,
-    dtypes.UINT64,
-)
-_KINDS = {dtypes.FLOAT: "fiu", dtypes.DOUBLE: "fiu", dtypes.BOOL: "b"} | dict.fromkeys(_INTEGERS, "iu")
-
-
-def _regular(value: object, dtype: int, booleans: bool) -> np.ndarray | None:
-    """The tensor, where numpy sees regular rows of the right kind at once; None where it does not.
-
-    numpy takes true for 1 among numbers: where a request may hold booleans, numbers are read one by one.
-    """
-    if dtype == dtypes.STRING:
-        return _regular_strings(value)
-    kinds = _KINDS.get(dtype, "")
-    if not kinds or (booleans and dtype != dtypes.BOOL):
-        return None
-    try:
-        found = np.array(value)
-    except (ValueError, OverflowError):
-        return None
-    if found.dtype.kind not in kinds or found.size == 0:
-        return None
-    if kinds == "iu" and not _in_range(found, dtype):
-        return None
-    with np.errstate(over="ignore"):
-        return found.astype(DTYPES[dtype].numpy, copy=False)
-
-
-def _regular_strings(value: object) -> np.ndarray | None:
-    """The tensor of nested lists alike in shape that hold nothing but strings; None for others."""
-    widths: list[int] = []
-    items = value
-    while isinstance(items, list) and items and set(map(type, items)) == {list}:
-        sizes = set(map(len, items))
-        if len(sizes) > 1 or len(widths) == _REGULAR_AT_MOST:
-            return None
-        widths += sizes
-        items = list(chain.from_iterable(items))
-    if not isinstance(items, list) or set(map(type, items)) != {str}:
-        return None
-    tensor = np.empty(len(items), object)
-    tensor[:] = [item.encode("utf-8", "surrogateescape") for item in items]
-    return tensor.reshape(-1, *widths)
-
-
-def _integer_range(dtype: int) -> tuple[int, int]:
-    """Small integers are read as int32 is, and wrap; as TF Serving does."""
-    wide = dtype in (dtypes.INT64, dtypes.UINT32, dtypes.UINT64)
-    info = np.iinfo(DTYPES[dtype].numpy if wide else np.int32)
-    return int(info.min), int(info.max)
-
-
-def _in_range(found: np.ndarray, dtype: int) -> bool:
-    lowest, highest = _integer_range(dtype)
-    return lowest <= int(found.min()) and int(found.max()) <= highest
-
-
-def _shape(value: object) -> tuple[int, ...]:
-    """The shape that the first element of each nesting level tells."""
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        if len(shape) > _NESTED_AT_MOST:
-            raise invalid(f"JSON Value: {describe(value)} is nested deeper than {_NESTED_AT_MOST} lists")
-        if not value:
-            break
-        value = value[0]
-    return tuple(shape)
-
-
-def _elements(value: object, shape: tuple[int, ...], dtype: int) -> list:
-    """The values of a nested list, in order, converted one by one."""
-    found: list = []
-    _collect(value, 0, shape, _converter(dtype), found)
-    return found
-
-
-def _collect(value: object, level: int, shape: tuple[int, ...], convert: Callable, found: list) -> None:
-    if not isinstance(value, list):
-        if level != len(shape):
-            raise invalid(
-                f"JSON Value: {describe(value)} found at incorrect level: {level + 1} in the JSON DOM. "
-                f"Expected at level: {len(shape)}"
-            )
-        found.append(convert(value))
-        return
-    if level >= len(shape):
-        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
-    if len(value) != shape[level]:
-        raise invalid(
-            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
-        )
-    for item in value:
-        _collect(item, level + 1, shape, convert, found)
-
-
-def _array(values: list, shape: tuple[int, ...], dtype: int) -> np.ndarray:
-    if dtype not in DTYPES:
-        return np.empty(shape, object)
-    if dtype == dtypes.STRING:
-        array = np.empty(len(values), object)
-        array[:] = values
-    elif dtype in _INTEGERS:
-        wide = np.uint64 if dtype == dtypes.UINT64 else np.int64
-        array = np.array(values, wide).astype(DTYPES[dtype].numpy)
-    else:
-        with np.errstate(over="ignore"):
-            array = np.array(values, np.float64 if dtype == dtypes.FLOAT else None).astype(
-                DTYPES[dtype].numpy
-            )
-    return array.reshape(shape)
-
-
-def _converter(dtype: int) -> Callable[[object], object]:
-    if dtype in (dtypes.FLOAT, dtypes.DOUBLE):
-        return lambda value: float(value) if _is_number(value) else _refuse(value, dtype)
-    if dtype in _INTEGERS:
-        lowest, highest = _integer_range(dtype)
-        return lambda value: (
-            value if type(value) is int and lowest <= value <= highest else _refuse(value, dtype)
-        )
-    if dtype == dtypes.BOOL:
-        return lambda value: value if isinstance(value, bool) else _refuse(value, dtype)
-    if dtype == dtypes.STRING:
-        return _string
-    return lambda value: _refuse_type(value, dtype)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return type(value) in (int, float)
-
-
-def _string(value: object) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    return base64_bytes(value) if isinstance(value, dict) else _refuse(value, dtypes.STRING)
-
-
-def _refuse(value: object, dtype: int) -> NoReturn:
-    raise invalid(
-        f"JSON Value: {describe(value)} Type: {json_type(value)} is not of expected type: {dtypes.name_of(dtype)}"
-    )
-
-
-def _refuse_type(value: object, dtype: int) -> NoReturn:
-    if isinstance(value, dict):
-        _refuse(value, dtype)
-    raise ServingError(
-        Code.UNIMPLEMENTED, f"Conversion of JSON Value: {describe(value)} to type: {dtypes.name_of(dtype)}"
-    )
-
-
-def json_type(value: object) -> str:
-    """What error texts call the type of a JSON value."""
-    if value is None or isinstance(value, bool):
-        return {None: "Null", True: "True", False: "False"}[value]
-    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
-    return names.get(type(value), "Number")
-
-
-def is_base64(value: object) -> TypeGuard[dict[str, str]]:
-    """Whether a JSON value stands for bytes: an object with the one key `b64` and a string."""
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
-
-
-def _is_object(value: object) -> TypeGuard[dict[str, object]]:
-    return isinstance(value, dict) and not is_base64(value)
-
-
-_BLANKS = re.compile(r"\s+")
-
-
-def base64_bytes(value: object) -> bytes:
-    """The bytes of a `{"b64": …}` object; missing padding is tolerated."""
-    if not is_base64(value):
-        raise invalid(f"JSON Value: {describe(value)} not formatted correctly for base64 data")
-    given = _BLANKS.sub("", value["b64"])
-    text = given.rstrip("=")
-    try:
-        if len(given) - len(text) not in (0, -len(text) % 4):
-            raise invalid("Unable to base64 decode")
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise invalid("Unable to base64 decode") from None

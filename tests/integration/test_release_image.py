@@ -131,6 +131,7 @@ def test_a_clone_by_ssh_and_one_by_https_with_a_login_give_one_image(checkout, b
         ("tensorflow/tensorflow:2.20.0", 2, "has no digest, and a tag moves"),
         (f"{HOST}/base@sha256:{'0' * 64}", 5, "If its digest is gone, choose the one that its tag names now"),
     ],
+    ids=["none", "a tag alone", "a digest that is gone"],
 )
 def test_a_base_that_is_not_pinned_or_not_there_is_refused(checkout, registry, storage, name, status, says):
     done = build(checkout, name, **storage)

@@ -17,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from deploy.disk import disk_trouble
-from deploy.oci import CHUNK_BYTES, LAYER, Blob, Descriptor, Hasher, Image, Published
+from deploy.hashing import Blob, Hasher
+from deploy.oci import LAYER, Descriptor, Image, Published
+from pipeline.digest import CHUNK_BYTES
 from pipeline.errors import IntegrityError, ProgramFailed
 
 _WHITEOUT = ".wh."

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 from deploy.authorization import Authorization
 from deploy.credentials import Login, login_for
 from deploy.oci import (
-    CHUNK_BYTES,
     DOCKER_TYPES,
     INDEX,
     MANIFEST,
@@ -42,6 +41,7 @@ from deploy.transport import (
     said,
     whole,
 )
+from pipeline.digest import CHUNK_BYTES
 from pipeline.errors import IntegrityError, ProgramFailed
 
 ATTEMPTS = 5

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from deploy.oci import CHUNK_BYTES
+from pipeline.digest import CHUNK_BYTES
 from pipeline.errors import ProgramFailed
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from deploy.oci import CHUNK_BYTES, Descriptor
+from deploy.oci import Descriptor
 from deploy.transport import Answer, Refused, Request, Unreachable, number, said, whole
+from pipeline.digest import CHUNK_BYTES
 from pipeline.errors import IntegrityError
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deploy.disk import locked
-from deploy.oci import CHUNK_BYTES, Descriptor, Layout, parse_json
+from deploy.oci import Descriptor, Layout, parse_json
 from deploy.registry import Client
 from deploy.verdict import Database
+from pipeline.digest import CHUNK_BYTES
 from pipeline.errors import IntegrityError, ProgramFailed
 from pipeline.settings import Bound
 

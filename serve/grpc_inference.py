@@ -3,6 +3,7 @@
 Needs `serve.framework.lean` (or TensorFlow itself) before it is imported: the messages build on TensorFlow's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,27 +18,23 @@ from serve.work import Work
 
 def read_classify(model: Model, request: Any) -> Work:
     """What a ClassificationRequest asks to run; the response lacks the model's name and version."""
-    name = signature_name(request.model_spec)
-    task = inference.classify(inference.signature(model, name))
-
-    def finish(results: list) -> Any:
-        response = classification_pb2.ClassificationResponse()
-        response.model_spec.signature_name = name
-        _fill_classes(results[0], response.result)
-        return response
-
-    return inference.work([task], examples(request.input), finish)
+    return _read(model, request, inference.classify, classification_pb2.ClassificationResponse, _fill_classes)
 
 
 def read_regress(model: Model, request: Any) -> Work:
     """What a RegressionRequest asks to run; the response lacks the model's name and version."""
+    return _read(model, request, inference.regress, regression_pb2.RegressionResponse, _fill_regressions)
+
+
+def _read(model: Model, request: Any, task_of: Callable, response_of: Callable, fill: Callable) -> Work:
+    """The work of one task, whose result `fill` puts into the response that `response_of` makes."""
     name = signature_name(request.model_spec)
-    task = inference.regress(inference.signature(model, name))
+    task = task_of(inference.signature(model, name))
 
     def finish(results: list) -> Any:
-        response = regression_pb2.RegressionResponse()
+        response = response_of()
         response.model_spec.signature_name = name
-        _fill_regressions(results[0], response.result)
+        fill(results[0], response.result)
         return response
 
     return inference.work([task], examples(request.input), finish)

@@ -14,7 +14,7 @@ from tensorflow_serving.apis import (
 
 from serve import dtypes, grpc_inference, grpc_spec, metadata, predict, tensors
 from serve.grpc_status import answered
-from serve.model import Model, Signature
+from serve.model import Model, Servable, Signature
 from serve.models import Models
 from serve.observe import Observer, Seen
 from serve.queues import queue_of, run_in
@@ -68,39 +68,30 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request: Any, seen: Seen) -> Any:
         """Runs a signature of a model."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = self.observer.timed(seen, read_predict(servable.model, request, self._as_content))
-            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
-            return grpc_spec.answer(servable, response)
+            work = read_predict(servable.model, request, self._as_content)
+            return grpc_spec.answer(servable, self._run(servable, work, seen))
 
     @answered
     def Classify(self, request: Any, seen: Seen) -> Any:
         """Tells the classes of examples."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = self.observer.timed(
-                seen, grpc_inference.read_classify(servable.model, request), on_examples=True
-            )
-            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
-            return grpc_spec.answer(servable, response)
+            work = grpc_inference.read_classify(servable.model, request)
+            return grpc_spec.answer(servable, self._run(servable, work, seen, on_examples=True))
 
     @answered
     def Regress(self, request: Any, seen: Seen) -> Any:
         """Tells a number for each example."""
         with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = self.observer.timed(
-                seen, grpc_inference.read_regress(servable.model, request), on_examples=True
-            )
-            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
-            return grpc_spec.answer(servable, response)
+            work = grpc_inference.read_regress(servable.model, request)
+            return grpc_spec.answer(servable, self._run(servable, work, seen, on_examples=True))
 
     @answered
     def MultiInference(self, request: Any, seen: Seen) -> Any:
         """Classifies and regresses the same examples by several signatures of a model, in one run."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with grpc_spec.acquire(self._models, spec) as servable:
-            work = self.observer.timed(
-                seen, grpc_inference.read_multi_inference(servable.model, request), on_examples=True
-            )
-            response = run_in(queue_of(servable.model), work, seen.deadline, seen.when_left)
+            work = grpc_inference.read_multi_inference(servable.model, request)
+            response = self._run(servable, work, seen, on_examples=True)
             for result in response.results:
                 grpc_spec.answer(servable, result)
             return response
@@ -117,3 +108,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         metadata.fill(grpc_spec.find(self._models, request), response)
         return response
+
+    def _run(self, servable: Servable, work: Work, seen: Seen, on_examples: bool = False) -> Any:
+        """The response, once the work had its turn in the version's queue."""
+        timed = self.observer.timed(seen, work, on_examples=on_examples)
+        return run_in(queue_of(servable.model), timed, seen.deadline, seen.when_left)

@@ -88,7 +88,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # an answer is one write, as TF Serving's is: one that has begun cannot be asked again elsewhere
+    wbufsize = (
+        -1
+    )  # an answer is one write, as TF Serving's is: one that has begun cannot be asked again elsewhere
 
     def do_GET(self):
         name, model = self.server.name, self.server.model

@@ -345,7 +345,7 @@ def test_full_disk_while_a_base_is_downloaded_is_said(tmp_path, proxy, repositor
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deploy.oci.Blob.write", full)
+    monkeypatch.setattr("deploy.hashing.Blob.write", full)
     with pytest.raises(ProgramFailed, match="No space left on device"):
         cached.copy(image.layers)
     assert not list((tmp_path / "kept").rglob(".partial-*"))

@@ -169,7 +169,7 @@ def test_full_disk_is_said_and_nothing_half_written_stays(tmp_path, monkeypatch)
     made = context(
         tmp_path / "one", {"image/layout": layout}, {"publish.registry": f"oci:{tmp_path}/registry"}
     )
-    monkeypatch.setattr("deploy.oci.Blob.write", full)
+    monkeypatch.setattr("deploy.hashing.Blob.write", full)
     with pytest.raises(ProgramFailed, match="No space left on device"):
         publish(made)
     assert list((tmp_path / "registry/blobs/sha256").iterdir()) == []

@@ -13,14 +13,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from deploy.hashing import Blob
 from pipeline.digest import CHUNK_BYTES
 from pipeline.errors import IntegrityError, ProgramFailed
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"

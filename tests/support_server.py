@@ -88,9 +88,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = (
-        -1
-    )  # an answer is one write, as TF Serving's is: one that has begun cannot be asked again elsewhere
+    # An answer is one write, as TF Serving's is: one that has begun when its server dies is lost to the client.
+    wbufsize = -1
 
     def do_GET(self):
         name, model = self.server.name, self.server.model

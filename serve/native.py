@@ -112,7 +112,7 @@ class Session:
             bindings.TF_DeleteSessionOptions(options)
         self._own = _held(self._binding).value
         _held(self._binding).value = pointer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a callable may be collected by the thread that holds it
 
     def _make_callable_from_options(
         self, options: config_pb2.CallableOptions
@@ -122,7 +122,17 @@ class Session:
             handle = bindings.TF_SessionMakeCallable(self._binding, buffer)
         finally:
             bindings.TF_DeleteBuffer(buffer)
-        return lambda *values: bindings.TF_SessionRunCallable(self._binding, handle, values, None)
+        return _Callable(self, handle)
+
+    def run(self, handle: int, values: Sequence[Any]) -> Sequence[Any]:
+        """Runs what was prepared under that handle."""
+        return bindings.TF_SessionRunCallable(self._binding, handle, values, None)
+
+    def release(self, handle: int) -> None:
+        """Frees what was prepared under that handle; with a closed session it is gone already."""
+        with self._lock:
+            if self._pointer:
+                bindings.TF_SessionReleaseCallable(self._binding, handle)
 
     def __del__(self) -> None:
         self.close()
@@ -142,6 +152,20 @@ class Session:
         library.TF_DeleteSession(_POINTER(pointer), status)
         library.TF_DeleteGraph(_POINTER(self._graph))
         library.TF_DeleteStatus(status)
+
+
+class _Callable:
+    """What one choice of inputs and outputs runs. Its part of the session's memory is freed with it."""
+
+    def __init__(self, session: Session, handle: int):
+        self._session = session
+        self._handle = handle
+
+    def __call__(self, *values: Any) -> Sequence[Any]:
+        return self._session.run(self._handle, values)
+
+    def __del__(self) -> None:
+        self._session.release(self._handle)
 
 
 def load(path: Path, tags: Sequence[str], config: config_pb2.ConfigProto) -> Session:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tensorflow.python.framework import errors
 
 from serve import native, session
 from serve.status import Code, ServingError
@@ -90,6 +91,18 @@ def test_models_that_come_and_go_hold_no_memory(models):
     for _ in range(100):
         session.load(models / "half" / "1", OPTIONS).close()
     assert memory.resident() - before < 10_000_000
+
+
+def test_choices_of_outputs_that_are_forgotten_hold_no_memory(models):
+    model = session.load(models / "half" / "1", OPTIONS)
+    feeds, before = {"x:0": np.float32([1])}, len(model._callables)
+    model.run(feeds, ["y:0"] * 2)
+    first = next(each._handle for key, each in model._callables.items() if key[1] == ("y:0", "y:0"))
+    for times in range(3, 3 + session._CALLABLES_AT_MOST):
+        assert [value.tolist() for value in model.run(feeds, ["y:0"] * times)] == [[1.5]] * times
+    assert len(model._callables) <= before + session._CALLABLES_AT_MOST
+    with pytest.raises(errors.InvalidArgumentError, match="after handle was released"):
+        model._session.run(first, (np.float32([1]),))
 
 
 @pytest.mark.parametrize(

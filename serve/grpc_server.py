@@ -54,9 +54,3 @@ def server(
     if is_profiled:
         made.add_generic_rpc_handlers([profiler.handler()])
     return made
-
-
-def channel_arguments(text: str) -> list[tuple[str, int | str]]:
-    """Reads `k=v,k=v`; a value is a number if it reads as one."""
-    pairs = [pair.partition("=") for pair in text.split(",") if pair]
-    return [(key, int(value) if value.lstrip("-").isdecimal() else value) for key, _, value in pairs]

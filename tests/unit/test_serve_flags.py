@@ -90,6 +90,12 @@ def test_combinations_that_cannot_start_exit_with_255_and_tf_servings_words(caps
     assert capsys.readouterr().out == f"Failed to start server. Error: INVALID_ARGUMENT: {message}\n"
 
 
+def test_server_whose_request_log_has_no_folder_does_not_start(capsys, tmp_path):
+    prefix = f"--request_log_prefix={tmp_path}/absent/log"
+    assert main([f"--model_base_path={tmp_path}", prefix, "--request_log_sampling_rate=1"]) == 255
+    assert f"INVALID_ARGUMENT: {prefix} cannot be written: there is no folder" in capsys.readouterr().out
+
+
 def test_config_file_that_cannot_be_read_is_told_on_both_outputs(capsys, tmp_path):
     file = tmp_path / "models.config"
     file.write_text("model_config_list { nonsense }")

@@ -139,8 +139,8 @@ class Flags:
     log_requests: bool = _flag(False, "Metrics and logs", "a log line per request: model, code, time, trace; "
                                "never contents", own=True)
     request_log_prefix: str = _flag("", "Metrics and logs", "write a sample of the model's requests and answers to "
-                                    "PREFIX.MODEL.*.tfrecord, as PredictionLog (with --model_config_file: its "
-                                    "logging_config, type \"tfrecord\")", own=True)
+                                    "PREFIX.MODEL.*.tfrecord, as PredictionLog; the folder must be there (with "
+                                    "--model_config_file: its logging_config, type \"tfrecord\")", own=True)
     request_log_sampling_rate: float = _flag(0.01, "Metrics and logs", "the part that is written: 0 to 1", own=True)
     request_log_max_mib: int = _flag(64, "Metrics and logs", "size at which the next file is begun", own=True)
     request_log_max_age_seconds: int = _flag(3600, "Metrics and logs", "age at which the next file is begun", own=True)

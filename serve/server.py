@@ -61,6 +61,7 @@ def serve(flags: Flags, began: float) -> None:
     """
     _check(flags)
     configs = config.from_flags(flags)
+    config.check_logs(configs, from_file=bool(flags.model_config_file))
     metrics_path = pages.metrics_path(flags.monitoring_config_file)
     credentials = tls.credentials(flags.ssl_config_file)
     http = _reserve(flags)

@@ -68,10 +68,11 @@ def _columns(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str
 
 
 def _encoded(texts: Iterable[str]) -> Iterator[bytes]:
-    """The texts' bytes; other threads have their turn after each."""
+    """The texts' bytes; other threads have their turn after each that is long."""
     for text in texts:
         yield text.encode("utf-8", "surrogateescape")
-        time.sleep(0)
+        if len(text) > _AT_ONCE:
+            time.sleep(0)
 
 
 def _large_rows(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> Iterator[str]:

@@ -61,7 +61,6 @@ class _Pieces:
                     raise TypeError
                 whole[at : at + len(array)] = array
                 at += len(array)
-                time.sleep(0)
         return whole
 
 
@@ -137,9 +136,9 @@ def _read_large(body: bytes) -> Plain | None:
 
 
 def _skeleton(body: bytes) -> bytes:
-    parts = []
-    for at in range(0, len(body), _AT_ONCE):
-        parts.append(body[at : at + _AT_ONCE].translate(None, _ALL_ELSE))
+    parts, step = [], 4 * _AT_ONCE  # it is faster than simdjson
+    for at in range(0, len(body), step):
+        parts.append(body[at : at + step].translate(None, _ALL_ELSE))
         time.sleep(0)
     return b"".join(parts)
 

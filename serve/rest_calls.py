@@ -33,9 +33,9 @@ class Options:
     """How requests are treated. `timeout_s` None: no limit to the time that a run may take.
 
     Bodies of more than `aside_bytes`, compressed ones, and answers of more than `aside_values` numbers are read
-    and written in another thread. It lets the others have their turn every few milliseconds where a body is a nested
-    list of numbers, and for every answer. What else a large body may be is read by one call that holds the
-    interpreter all the time, about 25 ms for each MB at worst: docs/operate.md has figures.
+    and written in another thread. It lets others have their turn every few milliseconds while it writes, or reads a
+    nested list of numbers. Any other JSON (rows by name, strings) is read by single calls that hold the interpreter,
+    40 ms for each MB where its objects are many: docs/operate.md has figures.
     """
 
     timeout_s: float | None = 30.0

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from serve import text_protos
+from serve import ranges, text_protos
 from serve.status import ServingError, invalid
 
 PER_VERSION_FILE = "batching_params.pbtxt"
+_ROWS_AT_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def common(path: str) -> Parameters:
     found = _read(path)
     if found.num_batch_threads < 1:
         raise invalid(f"num_batch_threads must be positive; was {found.num_batch_threads}")
+    _bound(path, "num_batch_threads", found.num_batch_threads, ranges.THREADS_AT_MOST)
     return found
 
 
@@ -102,11 +104,22 @@ def of_version(folder: Path, shared: Parameters, per_model: bool) -> Parameters 
 def _read(path: str | Path) -> Parameters:
     message = text_protos.read(path, text_protos.BatchingParameters)
     wrapped = {each.name: value.value for each, value in message.ListFields() if each.message_type}
-    return Parameters(
+    found = Parameters(
         **wrapped,
         allowed_batch_sizes=tuple(message.allowed_batch_sizes),
         pad_variable_length_inputs=message.pad_variable_length_inputs,
     )
+    _bound(path, "max_batch_size", found.max_batch_size, _ROWS_AT_MOST)
+    _bound(path, "batch_timeout_micros", found.batch_timeout_micros, ranges.MICROS_AT_MOST)
+    for size in found.allowed_batch_sizes:
+        _bound(path, "allowed_batch_sizes", size, _ROWS_AT_MOST)
+    return found
+
+
+def _bound(path: str | Path, name: str, value: int, most: int) -> None:
+    """Refuses what TF Serving takes and then fails at."""
+    if value > most:
+        raise invalid(f"{path}: {name} is {value}; give at most {most}")
 
 
 def too_large(rows: int, parameters: Parameters) -> ServingError:

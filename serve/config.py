@@ -70,6 +70,16 @@ def from_flags(flags: Flags) -> list[ModelConfig]:
     return [ModelConfig(flags.model_name, Path(flags.model_base_path).absolute(), policy, sampling=logged)]
 
 
+def check_logs(configs: Iterable[ModelConfig], from_file: bool) -> None:
+    """Raises INVALID_ARGUMENT for a request log that cannot be written, naming the flag, or the file's field."""
+    for config in configs:
+        reason = config.sampling and sampling.trouble(config.sampling.prefix)
+        if config.sampling and reason:
+            place = f"model {config.name}: filename_prefix: " if from_file else "--request_log_prefix="
+            remedy = "Make the folder and let the server write into it, or choose another prefix"
+            raise invalid(f"{place}{config.sampling.prefix} cannot be written: {reason}. {remedy}")
+
+
 def parse_policy(text: str) -> Policy:
     """Reads `latest`, `latest:N`, `all` or `specific:1,3`."""
     kind, _, numbers = text.partition(":")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve import log
+from serve import log, ranges
 
 USAGE = """usage: python -m serve --model_name=NAME --model_base_path=DIR [--name=value ...]
 
@@ -26,22 +26,6 @@ that run, and ends at most --drain_seconds (and one) later.
 
 Flags with a * are this server's own; the others, and their defaults, are TF Serving's.
 """
-
-
-_NOT_NEGATIVE = (
-    "max_num_load_retries",
-    "num_load_threads",
-    "num_unload_threads",
-    "memory_budget_bytes",
-    "grpc_max_threads",
-    "rest_api_num_threads",
-    "drain_seconds",
-    "drain_notice_seconds",
-    "adaptive_batch_rows",
-    "adaptive_batch_mb",
-    "max_waiting_requests",
-    "max_waiting_mb",
-)
 
 
 class UsageError(Exception):
@@ -94,19 +78,23 @@ class Flags:
 
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
-    grpc_max_threads: int = _flag(0, "gRPC", "threads, one for each call at work (0: 4 x CPUs)")
+    grpc_max_threads: int = _flag(0, "gRPC", "threads that read and write calls; those of calls that wait for their "
+                                  "model are not counted (0: 4 x CPUs)")
     ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig: TLS on the gRPC port and socket; REST is plain "
                                  "HTTP, as in TF Serving")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "
                                                   "PredictionService and the whole server")
     enable_profiler: bool = _flag(True, "gRPC", "tensorflow.ProfilerService, for TensorBoard's \"capture profile\"; "
                                   "it writes files where clients say, so only where --address is this machine's own")
-    grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v")
+    grpc_channel_arguments: str = _flag("", "gRPC", "further channel arguments: k=v,k=v; other entries are left "
+                                        "out, with a warning")
     enable_serialization_as_tensor_content: bool = _flag(False, "gRPC", "answer in tensor_content, not in typed fields")
 
     rest_api_port: int = _flag(0, "REST", "HTTP port; 0: REST is off")
     rest_api_num_threads: int = _flag(0, "REST", "threads that read large requests and write large answers (0: 2)")
-    rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time a request may take; 0 or less: no limit")
+    rest_api_timeout_in_ms: int = _flag(30_000, "REST", "time that a request may wait and run, once its body was "
+                                        "read; reading and writing bodies do not count (--rest_receive_seconds, "
+                                        "--rest_send_seconds); 0 or less: no limit")
     rest_api_enable_cors_support: bool = _flag(False, "REST", "add CORS headers to answers")
 
     enable_batching: bool = _flag(False, "Batching", "join requests as TF Serving does, by the parameters below; "
@@ -151,8 +139,8 @@ class Flags:
     log_requests: bool = _flag(False, "Metrics and logs", "a log line per request: model, code, time, trace; "
                                "never contents", own=True)
     request_log_prefix: str = _flag("", "Metrics and logs", "write a sample of the model's requests and answers to "
-                                    "PREFIX.MODEL.*.tfrecord, as PredictionLog (with --model_config_file: its "
-                                    "logging_config, type \"tfrecord\")", own=True)
+                                    "PREFIX.MODEL.*.tfrecord, as PredictionLog; the folder must be there (with "
+                                    "--model_config_file: its logging_config, type \"tfrecord\")", own=True)
     request_log_sampling_rate: float = _flag(0.01, "Metrics and logs", "the part that is written: 0 to 1", own=True)
     request_log_max_mib: int = _flag(64, "Metrics and logs", "size at which the next file is begun", own=True)
     request_log_max_age_seconds: int = _flag(3600, "Metrics and logs", "age at which the next file is begun", own=True)
@@ -163,7 +151,8 @@ class Flags:
                                         "health service says NOT_SERVING", own=True)
     tensorflow_session_parallelism: int = _flag(0, "Process", "threads of a session, both kinds (0: automatic)")
     tensorflow_intra_op_parallelism: int = _flag(0, "Process", "threads within an operation (0: automatic)")
-    tensorflow_inter_op_parallelism: int = _flag(0, "Process", "operations at once (0: automatic)")
+    tensorflow_inter_op_parallelism: int = _flag(0, "Process", "operations at once (0: automatic; negative: one "
+                                                 "after another, in the caller's thread)")
     flush_filesystem_caches: bool = _flag(True, "Process", "accepted; nothing is kept that could be flushed")
     version: bool = _flag(False, "Process", "print versions and end")
     help: bool = _flag(False, "Process", "print this text and end")
@@ -211,20 +200,12 @@ def parse(arguments: Sequence[str]) -> CommandLine:
 
 
 def _check(flags: Flags) -> None:
-    for name in ("port", "rest_api_port"):
-        if not 0 <= getattr(flags, name) <= 65535:
-            raise UsageError(f"--{name} is {getattr(flags, name)}; a port lies between 0 and 65535")
     if flags.log_format not in log.FORMATS:
         raise UsageError(f"--log_format is {' or '.join(log.FORMATS)}, and not {flags.log_format!r}")
-    for name in ("request_log_max_mib", "request_log_max_age_seconds"):
-        if getattr(flags, name) < 1:
-            raise UsageError(f"--{name} is {getattr(flags, name)}; it is at least 1")
-    for name in _NOT_NEGATIVE:
-        if not getattr(flags, name) >= 0:
-            raise UsageError(f"--{name} is {getattr(flags, name)}; it cannot be negative")
-    for name, field in _FIELDS.items():
-        if field.metadata["group"] == "Limits" and not getattr(flags, name) > 0:
-            raise UsageError(f"--{name} is {getattr(flags, name)}; it must be more than 0")
+    for name in ranges.RANGES:
+        told = ranges.fault(name, getattr(flags, name))
+        if told:
+            raise UsageError(told)
 
 
 def _text(name: str, text: str | None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
 
-from serve import config, grpc_spec
+from serve import call_threads, config, grpc_spec
 from serve.grpc_status import answered
 from serve.models import Models
 from serve.observe import Observer, Seen
@@ -44,7 +44,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             )
         before = self.observer.metrics.totals(request.metric_names)
         wanted = config.models(request.config.model_config_list.config, self._models.configs)
-        self._models.reload(wanted, awaited)
+        with call_threads.waiting():
+            self._models.reload(wanted, awaited)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.error_code = 0
         after = self.observer.metrics.totals(request.metric_names)

@@ -3,12 +3,11 @@
 Needs `serve.framework.lean` (or TensorFlow itself) before it is imported: the messages build on TensorFlow's.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serve import health, profiler
+from serve.call_threads import CallThreads
 from serve.grpc_models import ModelService
 from serve.grpc_prediction import PredictionService
 from serve.health import Healths
@@ -30,7 +29,10 @@ def server(
     message_bytes_at_most: int = MESSAGE_BYTES_AT_MOST,
     calls_at_most: int | None = None,
 ) -> grpc.Server:
-    """A gRPC server with both services, that of `healths`, and if asked the profiler's; not yet bound or started."""
+    """A gRPC server with both services, that of `healths`, and if asked the profiler's; not yet bound or started.
+
+    `threads` is how many calls are read and written at once; any number may wait for their models meanwhile.
+    """
     options = [
         ("grpc.max_send_message_length", MESSAGE_BYTES_AT_MOST),
         ("grpc.max_receive_message_length", message_bytes_at_most),
@@ -39,7 +41,7 @@ def server(
     ]
     observer = observer or Observer()
     made = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+        CallThreads(threads),
         options=options,
         maximum_concurrent_rpcs=calls_at_most,
     )
@@ -52,9 +54,3 @@ def server(
     if is_profiled:
         made.add_generic_rpc_handlers([profiler.handler()])
     return made
-
-
-def channel_arguments(text: str) -> list[tuple[str, int | str]]:
-    """Reads `k=v,k=v`; a value is a number if it reads as one."""
-    pairs = [pair.partition("=") for pair in text.split(",") if pair]
-    return [(key, int(value) if value.lstrip("-").isdecimal() else value) for key, _, value in pairs]

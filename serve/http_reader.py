@@ -126,7 +126,10 @@ class Reader:
         """A header; or a trailer, which nobody here needs."""
         self._count_head(len(name) + len(value) + 4)
         if self._in_head:
-            self._headers[name.lower()] = value
+            name = name.lower()
+            if name == b"content-encoding" and name in self._headers:  # each line names one more coding
+                value = self._headers[name] + b"," + value
+            self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         """The head is whole."""

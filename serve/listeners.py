@@ -1,5 +1,6 @@
 """The server's doors: ports that are looked at before models load, and opened when these are there."""
 
+import errno
 import socket
 
 import grpc
@@ -10,11 +11,11 @@ _BACKLOG = 2048
 
 
 def reserve(address: str, port: int) -> socket.socket:
-    """Binds a TCP port without listening: clients are refused. Raises UNAVAILABLE if it is taken."""
+    """Binds a TCP port without listening: clients are refused. Raises UNAVAILABLE if it cannot be had."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise _cannot_listen(address, port, error) from error
+    except (OSError, UnicodeError) as error:
+        raise _not_here(address, error) from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,7 +64,17 @@ def open_grpc(
 
 
 def _cannot_listen(address: str, port: int, error: OSError) -> ServingError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return _not_here(address, error)
+    move = "Stop what uses the port, or choose another"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        move = "Choose a port from 1024 on, or give the process the right to this one"
     return ServingError(
-        Code.UNAVAILABLE,
-        f"cannot listen on {address}:{port}: {error.strerror or error}. Stop what uses the port, or choose another",
+        Code.UNAVAILABLE, f"cannot listen on {address}:{port}: {error.strerror or error}. {move}"
     )
+
+
+def _not_here(address: str, error: OSError | UnicodeError) -> ServingError:
+    reason = getattr(error, "strerror", None) or error
+    move = "Give an address of this machine: 127.0.0.1 for clients on it alone, 0.0.0.0 for all"
+    return ServingError(Code.UNAVAILABLE, f"--address={address} is no address here: {reason}. {move}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from serve import log, protos
+from serve import call_threads, log, protos
 
 _MESSAGES = protos.make(
     "tensorflow",
@@ -72,7 +72,8 @@ def _trace(request: Any, context: grpc.ServicerContext) -> bytes:
     session.start("", {})
     left = threading.Event()
     if context.add_callback(left.set):
-        left.wait(request.duration_ms / 1000)
+        with call_threads.waiting():
+            left.wait(request.duration_ms / 1000)
     return session.stop()
 
 

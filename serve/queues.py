@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serve import batch, log
+from serve import batch, call_threads, log
 from serve.lines import Limits, Line
 from serve.model import Model, Outcome, Queue, Signature, Ticket
 from serve.status import Code, ServingError
@@ -264,10 +264,11 @@ def run_in(
 
     if when_left is not None and not when_left(leave):
         leave()
-    try:
-        outcome = handed.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-    except Empty:
-        outcome = ticket.give_up() or handed.get()
+    with call_threads.waiting():
+        try:
+            outcome = handed.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Empty:
+            outcome = ticket.give_up() or handed.get()
     if isinstance(outcome, ServingError):
         raise outcome
     return work.finish(outcome)

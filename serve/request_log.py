@@ -1,30 +1,34 @@
 """Samples of requests and their answers, written as PredictionLog records by a thread of its own.
 
 They are warm-up requests and evaluation data as they stand. A request waits for nothing here: where the writer does not
-keep up, samples are dropped, counted and told.
+keep up, or a file cannot be written, samples are dropped, counted and told.
 """
 
 import os
 import random
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serve import log
+from serve import log, sampling
 from serve.config import ModelConfig
 from serve.metrics import REQUEST_LOG_COUNT, Metrics
-from serve.record_files import RecordFile, recover
+from serve.record_files import OPEN, RecordFile, recover
 from serve.sampling import Sampling
 from serve.status import Code, ServingError
 
 _SAMPLES_AT_MOST = 1000
 _BYTES_AT_MOST = 64 * 2**20
 _SECONDS_BETWEEN_WARNINGS = 60.0
+_REST_S, _REST_AT_MOST_S = 1.0, 60.0
 _random = random.random
+_now = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class RequestLog:
         for prefix in {each.prefix for each in models.values()} - {
             each.prefix for each in self._models.values()
         }:
+            if trouble := sampling.trouble(prefix):
+                log.warning("request log cannot be written", prefix=prefix, reason=trouble)
             recover(prefix)
         self._models = dict(models)
         if models and self._thread is None:
@@ -121,13 +127,16 @@ class RequestLog:
         found = self._models.get(sample.model)
         if found is None:
             return  # the model's log was switched off meanwhile
+        stem = f"{found.prefix}.{quote(sample.model, safe='')}"
         try:
+            self._files.check(stem)
             record = sample.record()
             record.log_metadata.sampling_config.sampling_rate = found.rate
-            self._files.add(f"{found.prefix}.{quote(sample.model, safe='')}", record.SerializeToString())
-        except Exception as error:  # noqa: BLE001 (a full disk, or a sample that no message holds, ends no logging)
-            reason = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
-            self._drop(sample, reason)
+            self._files.add(stem, record.SerializeToString())
+        except (ServingError, _NotWritten) as error:
+            self._drop(sample, error.message)
+        except Exception as error:  # noqa: BLE001 (a sample that no message holds ends no logging)
+            self._drop(sample, f"{type(error).__name__}: {error}")
         else:
             self._metrics.add(REQUEST_LOG_COUNT, sample.model, Code.OK.name)
 
@@ -144,23 +153,55 @@ class RequestLog:
             log.warning("samples for the request log dropped", count=count, reason=reason[:200])
 
 
+class _NotWritten(Exception):
+    """A record that no file takes. The message is the cause, without the name of that one file."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """After a failure no file is begun for a while, which doubles with each further one."""
+
+    cause: str
+    seconds: float
+    until: float
+
+    @classmethod
+    def after(cls, cause: str, last: "_Rest | None") -> "_Rest":
+        now, seconds = _now(), _REST_S
+        if last and now < last.until + _REST_AT_MOST_S:
+            seconds = min(2 * last.seconds, _REST_AT_MOST_S)
+        return cls(cause, seconds, now + seconds)
+
+
 class _Files:
     """The open files by what their names begin with. For one thread."""
 
     def __init__(self, rotation: Rotation):
         self._rotation = rotation
         self._open: dict[str, RecordFile] = {}
+        self._rests: dict[str, _Rest] = {}
         self._count = 0
 
+    def check(self, stem: str) -> None:
+        """Raises _NotWritten as long as no file is begun, with the cause of the last failure."""
+        rest = self._rests.get(stem)
+        if rest and _now() < rest.until:
+            raise _NotWritten(rest.cause)
+
     def add(self, stem: str, record: bytes) -> None:
-        file = self._open.get(stem)
-        if file is None:
-            file = self._open[stem] = self._begin(stem)
+        """Writes a record. Raises _NotWritten; then no file is begun for a while."""
         try:
+            file = self._open.get(stem) or self._begin(stem)
             file.add(record)
-        except Exception:
+        except Exception as error:
+            cause = _cause(stem, error)
+            self._rests[stem] = _Rest.after(cause, self._rests.get(stem))
             self._end(stem)
-            raise
+            raise _NotWritten(cause) from error
         if file.size >= self._rotation.size_bytes:
             self._end(stem)
 
@@ -176,10 +217,22 @@ class _Files:
     def _begin(self, stem: str) -> RecordFile:
         self._count += 1
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        return RecordFile(f"{stem}.{stamp}-{os.getpid()}-{self._count}")
+        file = self._open[stem] = RecordFile(f"{stem}.{stamp}-{os.getpid()}-{self._count}")
+        return file
 
     def _end(self, stem: str) -> None:
+        file = self._open.pop(stem, None)
         try:
-            self._open.pop(stem).close()
-        except Exception as error:  # noqa: BLE001 (TensorFlow's errors have no common class with the system's)
-            log.warning("request log was not ended well", file=stem, reason=str(error)[:200])
+            if file:
+                file.close()
+        except OSError as error:
+            log.warning("request log was not ended well", file=stem, reason=error.strerror)
+
+
+def _cause(stem: str, error: Exception) -> str:
+    """What failed, with the folder in place of the file, whose name is never the same twice."""
+    folder = str(Path(stem).parent)
+    if isinstance(error, OSError):
+        return f"{folder}: {error.strerror}"
+    name = rf"{re.escape(stem)}\.\w+-\d+-\d+{re.escape(OPEN)}"
+    return f"{type(error).__name__}: {re.sub(name, lambda _: folder, str(error))}"

@@ -3,15 +3,15 @@
 import functools
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import unquote
 
 import numpy as np
 
 from serve import (
+    content_coding,
     dtypes,
     inference,
     json_answer,
@@ -34,6 +34,7 @@ Found = TypeVar("Found")
 _INT64_AT_MOST = 2**63 - 1
 _CACHED_PATH_AT_MOST = 256
 _INFLATED_BYTES_AT_MOST = 256 * 1024 * 1024
+_TAKEN = ((b"accept-encoding", b"gzip"),)
 
 _WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _CALL = re.compile(r"(?i:/v1/models/(?P<name>[^/:]+)" + _WHICH + r"):(?P<verb>classify|regress|predict)")
@@ -76,10 +77,6 @@ class _HugeVersion(Exception):
     """A version number that no int64 holds; answered by 400 and nothing else."""
 
 
-class _TooLarge(Exception):
-    """A body that inflates to more than is read; answered by 413."""
-
-
 @dataclass(slots=True)
 class Call:
     """A request that needs its model: the version in use, which its owner gives back, and what it has to run."""
@@ -115,8 +112,10 @@ def answered(request: Request, step: Callable[[], Found]) -> Found | Answer:
         return step()
     except _HugeVersion:
         return Answer(400, code=Code.INVALID_ARGUMENT)
-    except _TooLarge:
+    except content_coding.TooLarge:
         return with_status(413, "Request body inflates to more than is read (--rest_inflated_bytes_at_most)")
+    except content_coding.UnknownCoding as error:
+        return replace(with_status(415, str(error), Code.UNIMPLEMENTED), headers=_TAKEN)
     except ServingError as error:
         return failure(error)
     except MemoryError:
@@ -165,7 +164,7 @@ def _route(request: Request, models: Models) -> Answer | Call:
     call = _called(request.target) if request.method == "POST" else None
     if call:
         verb, which = call
-        return _call(verb, which, _inflated(request), models)
+        return _call(verb, which, _body(request), models)
     look = _LOOK.fullmatch(request.target) if request.method == "GET" else None
     if look is None:
         raise invalid(f"Malformed request: {request.method} {request.target}")
@@ -197,19 +196,11 @@ def _which(match: re.Match) -> Which:
     )
 
 
-def _inflated(request: Request) -> bytes:
-    if b"gzip" not in request.headers.get(b"content-encoding", b"").lower():
+def _body(request: Request) -> bytes:
+    coding = request.headers.get(b"content-encoding")
+    if coding is None:
         return request.body
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        body = inflater.decompress(request.body, request.inflated_bytes_at_most)
-        if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
-            raise _TooLarge
-    except zlib.error as error:
-        raise invalid(f"Request body is not gzip, though its Content-Encoding says so: {error}") from None
-    if not inflater.eof:
-        raise invalid("Request body in gzip ends too early")
-    return body
+    return content_coding.decoded(request.body, coding, request.inflated_bytes_at_most)
 
 
 # What is left to read of a request when its model is known.

@@ -211,7 +211,7 @@ class Calls:
         self._count -= 1
         header = self._observer.ended_rest(under_way.seen, under_way.request, answer)
         if header:
-            answer = replace(answer, headers=[(_TRACERESPONSE, header.encode())])
+            answer = replace(answer, headers=[*answer.headers, (_TRACERESPONSE, header.encode())])
         under_way.respond(answer)
 
     # --- back into the loop's thread ---

@@ -1,6 +1,8 @@
 """Which of a model's requests are logged."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from serve.status import invalid, not_found
@@ -33,3 +35,15 @@ def checked(rate: float, prefix: str) -> Sampling | None:
     if not 0 <= rate <= 1:
         raise invalid(f"The sampling rate of a request log lies between 0 and 1, and is {rate}")
     return Sampling(rate, prefix) if rate > 0 else None
+
+
+def trouble(prefix: str) -> str | None:
+    """Why no file that begins with the prefix can be made, as far as its folder tells; None if it can."""
+    folder = Path(f"{prefix}_").parent
+    if not os.path.lexists(folder):
+        return f"there is no folder {folder}"
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"this process (user {os.getuid()}) may not write into the folder {folder}, or nobody may"
+    return None

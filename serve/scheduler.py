@@ -107,7 +107,13 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queues: deque[BatchQueue] = deque()
         for number in range(threads):
-            threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True).start()
+            except RuntimeError as error:
+                message = (
+                    f"num_batch_threads is {threads}, and the system allows {number}: {error}. Give fewer"
+                )
+                raise ServingError(Code.RESOURCE_EXHAUSTED, message) from error
 
     def add_queue(self, queue: BatchQueue) -> None:
         """Its batches will be run."""

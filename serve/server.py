@@ -16,6 +16,7 @@ import uvloop
 from serve import (
     config,
     framework,
+    grpc_arguments,
     http_limits,
     json_parse,
     lines,
@@ -60,6 +61,7 @@ def serve(flags: Flags, began: float) -> None:
     """
     _check(flags)
     configs = config.from_flags(flags)
+    config.check_logs(configs, from_file=bool(flags.model_config_file))
     metrics_path = pages.metrics_path(flags.monitoring_config_file)
     credentials = tls.credentials(flags.ssl_config_file)
     http = _reserve(flags)
@@ -200,7 +202,6 @@ async def _give_notice(healths: Healths | None, seconds: float) -> None:
 def _open_grpc(flags: Flags, parts: _Parts) -> Any:
     from serve import grpc_server, profiler
 
-    arguments = grpc_server.channel_arguments(flags.grpc_channel_arguments)
     server = grpc_server.server(
         parts.models,
         flags.grpc_max_threads or 4 * len(os.sched_getaffinity(0)),
@@ -208,7 +209,7 @@ def _open_grpc(flags: Flags, parts: _Parts) -> Any:
         healths=parts.healths,
         is_profiled=flags.enable_profiler and profiler.is_for(flags.address),
         as_content=flags.enable_serialization_as_tensor_content,
-        arguments=arguments,
+        arguments=grpc_arguments.read(flags.grpc_channel_arguments),
         message_bytes_at_most=flags.grpc_message_bytes_at_most,
         calls_at_most=flags.grpc_calls_at_most,
     )

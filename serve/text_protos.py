@@ -45,12 +45,21 @@ def read(path: str | Path, kind: type) -> Any:
     """The message of that kind in a text-format file. Raises INVALID_ARGUMENT; what is wrong in it goes to stderr."""
     message = kind()
     try:
-        text_format.Parse(Path(path).read_bytes(), message)
+        text_format.Parse(Path(path).read_bytes().decode(), message)
     except (OSError, ValueError, text_format.ParseError) as error:
         name = message.DESCRIPTOR.full_name
-        print(f"Error parsing text-format {name}: {error}", file=sys.stderr, flush=True)
+        print(f"Error parsing text-format {name}: {_reason(error)}", file=sys.stderr, flush=True)
         raise invalid(f"Invalid protobuf file: '{path}'") from error
     return message
+
+
+def _reason(error: Exception) -> object:
+    if not isinstance(error, UnicodeDecodeError):
+        return error
+    at = error.start
+    return (
+        f"byte {at} of the file is {error.object[at]:#04x} and no UTF-8; write it in protobuf's text format"
+    )
 
 
 _KINDS = protos.make("tensorflow.serving", _MESSAGES)

@@ -89,3 +89,26 @@ def test_calls_that_wait_have_a_limit_and_a_deadline_and_end_with_the_server(ser
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     told = [line["code"] for line in lines if line.get("event") == "request"]
     assert told == ["OK", "DEADLINE_EXCEEDED", "CANCELLED", *["OK"] * CALLS_AT_MOST, "OK", "OK", "CANCELLED"]
+
+
+def test_calls_that_hang_in_one_model_hold_up_no_other_model_and_no_other_service(models):
+    import grpc
+    from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+    from serve import health
+
+    file = support_serve.config(models, ("half", ""), ("kinds", ""))
+    ports = dict(zip(("grpc", "rest"), support_serve._free_ports(2), strict=True))
+    flags = [f"--model_config_file={file}", "--enable_grpc_healthcheck_service", "--grpc_max_threads=2"]
+    asked = get_model_status_pb2.GetModelStatusRequest()
+    asked.model_spec.name = "half"
+    with running(*flags, **ports), grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+        hanging = [stub(channel).Predict.future(slow(60)) for _ in range(40)]
+        time.sleep(0.5)
+        answer = stub(channel).Predict(request("half", x=np.float32([2])), timeout=20)
+        assert answer.outputs["y"].float_val[0] % 1 == 0
+        status = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(asked, timeout=20)
+        assert status.model_version_status[0].state == 30
+        told = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
+        assert health.Response.FromString(told).status == health.Health.SERVING
+        assert not any(each.done() for each in hanging)

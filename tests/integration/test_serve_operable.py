@@ -434,7 +434,7 @@ def test_log_of_a_killed_server_is_whole_and_warms_up_the_next_version(folder, t
     # The next server with this prefix finds it, and loads a version that its records warm up.
     requests = tmp_path / "m" / "2" / "assets.extra" / "tf_serving_warmup_requests"
     shutil.copytree(folder / "half" / "1", tmp_path / "m" / "2")
-    assert main([str(left), str(requests), "--at_most=15"]) == 0
+    assert main([str(left), f"--out={requests}", "--at_most=15"]) == 0
     (tmp_path / "monitoring.txt").write_text("prometheus_config { enable: true }")
     with running(*flags, f"--monitoring_config_file={tmp_path}/monitoring.txt", **ports) as process:
         (whole,) = tmp_path.glob(f"log.m.*{DONE}")

@@ -448,6 +448,8 @@ def test_threads_of_the_scheduler_run_batches_when_they_are_due():
             ),
         ),
         ({"max_batch_size": 0}, "input_batch_size_limit must be positive; was 0"),
+        ({"max_batch_size": -1}, "input_batch_size_limit must be positive; was -1"),
+        ({"max_enqueued_batches": -1}, "max_enqueued_batches must be positive; was -1"),
         ({"batch_timeout_micros": -1}, "batch_timeout_micros must be non-negative; was -1"),
         (
             {"enable_large_batch_splitting": True, "max_enqueued_batches": 0},
@@ -490,6 +492,54 @@ def test_file_without_a_thread_is_refused(tmp_path):
     path.write_text("num_batch_threads { value: 0 }")
     with pytest.raises(ServingError, match="num_batch_threads must be positive; was 0"):
         batching_parameters.common(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_batch_threads { value: 100000 }", "num_batch_threads is 100000; give at most 4096"),
+        ("max_batch_size { value: 2147483648 }", "max_batch_size is 2147483648; give at most 2147483647"),
+        ("allowed_batch_sizes: 4294967296", "allowed_batch_sizes is 4294967296; give at most 2147483647"),
+        (
+            "batch_timeout_micros { value: 9223372036854775807 }",
+            "batch_timeout_micros is 9223372036854775807; give at most 1000000000000000",
+        ),
+    ],
+)
+def test_sizes_that_could_not_work_are_refused_when_the_file_is_read(tmp_path, text, message):
+    path = tmp_path / "batching.txt"
+    path.write_text(text)
+    with pytest.raises(ServingError) as refused:
+        batching_parameters.common(str(path))
+    assert (refused.value.code, refused.value.message) == (Code.INVALID_ARGUMENT, f"{path}: {message}")
+
+
+def test_largest_sizes_are_taken(tmp_path):
+    path = tmp_path / "batching.txt"
+    path.write_text(
+        "max_batch_size { value: 2147483647 } max_enqueued_batches { value: 9223372036854775807 } "
+        "batch_timeout_micros { value: 1000000000000000 } num_batch_threads { value: 4096 }"
+    )
+    found = batching_parameters.common(str(path))
+    found.check()
+    assert found.batch_timeout_micros / 1e6 < threading.TIMEOUT_MAX
+
+
+def test_threads_that_the_system_does_not_give_are_told_with_their_number(monkeypatch):
+    started = []
+
+    def start(thread):
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ServingError) as refused:
+        Scheduler(9, "none")
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
+    assert refused.value.message == (
+        "num_batch_threads is 9, and the system allows 3: can't start new thread. Give fewer"
+    )
 
 
 def test_parameters_of_a_version_keep_the_shared_threads_and_nothing_else(tmp_path):

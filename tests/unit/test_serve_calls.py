@@ -225,6 +225,17 @@ def test_trace_of_a_request_goes_on_in_its_answer():
     at_desk(story)
 
 
+def test_trace_stands_beside_the_headers_of_a_refusal():
+    async def story(desk):
+        trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        desk.ask("a", content_encoding=b"br", traceparent=trace)
+        await desk.wait(1)
+        assert desk.answers["a"].status == 415
+        assert [name for name, _ in desk.answers["a"].headers] == [b"accept-encoding", b"traceresponse"]
+
+    at_desk(story)
+
+
 # --- the server's connections ---
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from serve import config
 from serve.__main__ import main
-from serve.config import Policy
+from serve.config import ModelConfig, Policy
 from serve.flags import Flags, UsageError, parse, usage
 from serve.sampling import Sampling
 from serve.status import Code, ServingError
@@ -88,6 +88,12 @@ def test_unreadable_value_prints_usage_and_exits_with_255(capsys):
 def test_combinations_that_cannot_start_exit_with_255_and_tf_servings_words(capsys, arguments, message):
     assert main(arguments) == 255
     assert capsys.readouterr().out == f"Failed to start server. Error: INVALID_ARGUMENT: {message}\n"
+
+
+def test_server_whose_request_log_has_no_folder_does_not_start(capsys, tmp_path):
+    prefix = f"--request_log_prefix={tmp_path}/absent/log"
+    assert main([f"--model_base_path={tmp_path}", prefix, "--request_log_sampling_rate=1"]) == 255
+    assert f"INVALID_ARGUMENT: {prefix} cannot be written: there is no folder" in capsys.readouterr().out
 
 
 def test_config_file_that_cannot_be_read_is_told_on_both_outputs(capsys, tmp_path):
@@ -244,6 +250,25 @@ def test_request_log_of_the_one_model_is_what_the_flags_say():
     flags = Flags(model_base_path="/m", request_log_prefix="/logs/m", request_log_sampling_rate=0.5)
     assert config.from_flags(flags)[0].sampling == Sampling(0.5, "/logs/m")
     assert config.from_flags(Flags(model_base_path="/m"))[0].sampling is None
+
+
+def test_request_log_whose_folder_cannot_be_written_is_refused_with_the_place_to_mend(tmp_path, monkeypatch):
+    def refusal(prefix, from_file=False):
+        with pytest.raises(ServingError) as caught:
+            config.check_logs([ModelConfig("m", Path("/m"), sampling=Sampling(1, str(prefix)))], from_file)
+        return caught.value.message
+
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "absent" / "log").startswith(
+        f"--request_log_prefix={tmp_path}/absent/log cannot be written: there is no folder {tmp_path}/absent. Make"
+    )
+    assert refusal(f"{tmp_path}/absent/").endswith("or choose another prefix")
+    assert f"{tmp_path}/file is no folder" in refusal(tmp_path / "file" / "log")
+    assert refusal(tmp_path / "absent" / "log", from_file=True).startswith("model m: filename_prefix: ")
+    config.check_logs([ModelConfig("m", Path("/m"), sampling=Sampling(1, f"{tmp_path}/log"))], False)
+    config.check_logs([ModelConfig("m", Path("/m"))], False)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert f"may not write into the folder {tmp_path}" in refusal(tmp_path / "log")
 
 
 def test_deprecated_model_type_is_still_taken():

@@ -130,6 +130,16 @@ def post(body=b"abc", extra=b""):
     return POST + extra + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
+def test_content_codings_of_several_lines_are_one_list():
+    hub = Hub()
+    connection, _ = connected(hub)
+    connection.data_received(
+        post(b"abc", b"Content-Encoding: gzip\r\ncontent-encoding: br\r\nA: 1\r\nA: 2\r\n")
+    )
+    assert hub.seen[0].headers[b"content-encoding"] == b"gzip,br"
+    assert hub.seen[0].headers[b"a"] == b"2"
+
+
 def test_request_is_answered_once_it_is_whole_and_the_connection_stays():
     hub = Hub()
     connection, wire = connected(hub)

@@ -147,6 +147,23 @@ def test_gzip_bodies_are_inflated_and_false_ones_refused(tmp_path):
         assert ask(models, "POST", PREDICT, broken, content_encoding=b"gzip").status == 400
 
 
+def test_gzip_members_are_joined_and_junk_behind_them_refused(tmp_path):
+    models = served(tmp_path)
+    packed = gzip.compress(b'{"instances"') + gzip.compress(b": [2]}")
+    assert ask(models, "POST", PREDICT, packed, content_encoding=b"gzip").body == b'{"predictions": [3.0]}'
+    answer = ask(models, "POST", PREDICT, packed + b"junk", content_encoding=b"gzip")
+    assert answer.status == 400
+    assert b"is not gzip" in answer.body
+
+
+@pytest.mark.parametrize("coding", [b"br", b"deflate", b"gzip, gzip"])
+def test_other_content_codings_are_answered_by_415_and_the_one_that_is_taken(tmp_path, coding):
+    answer = ask(served(tmp_path), "POST", PREDICT, b'{"instances": [2]}', content_encoding=coding)
+    assert (answer.status, answer.code) == (415, Code.UNIMPLEMENTED)
+    assert coding.decode() in json.loads(answer.body)["error"]
+    assert list(answer.headers) == [(b"accept-encoding", b"gzip")]
+
+
 @pytest.mark.parametrize(
     ("origin", "status"), [(b"https://x", 200), (b"http://x", 200), (b"x", 400), (b"", 400)]
 )

@@ -64,6 +64,22 @@ def test_file_that_cannot_be_read_is_named_and_its_fault_goes_to_stderr(tmp_path
     assert "Error parsing text-format tensorflow.serving.BatchingParameters: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff\xfe\0bad", "byte 0 of the file is 0xff and no UTF-8; write it in protobuf's text format\n"),
+        (b'thread_pool_name { value: "\\377" }', "1:34 : "),
+    ],
+)
+def test_file_that_is_no_text_is_told_with_the_place_of_its_fault(tmp_path, capsys, content, reason):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(ServingError):
+        text_protos.read(path, text_protos.BatchingParameters)
+    begin = "Error parsing text-format tensorflow.serving.BatchingParameters: "
+    assert capsys.readouterr().err.startswith(begin + reason)
+
+
 def test_file_that_is_not_there_is_named(tmp_path, capsys):
     with pytest.raises(ServingError, match=f"Invalid protobuf file: '{tmp_path}/absent'"):
         text_protos.read(tmp_path / "absent", text_protos.SSLConfig)

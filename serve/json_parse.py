@@ -5,21 +5,18 @@ orjson reads nearly every request. What it refuses, or would read differently, g
 below, which is slower and never recurses, and words its errors as RapidJSON does.
 """
 
-import gc
 import math
 import re
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import NoReturn
 
 import orjson
 
-from serve import json_plain
+from serve import json_loads, json_plain
 from serve.status import invalid
 
 DEBUG_BYTES = 256
-_LARGE = 1 << 17
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -74,25 +71,12 @@ def _read(body: bytes) -> tuple[object, bool]:
     """The value, and whether it may hold booleans."""
     booleans = b"true" in body or b"false" in body
     try:
-        value = _loads(body)
+        value = json_loads.loads(body)
         if not _may_repeat_keys(body, value):
             return value, booleans
     except orjson.JSONDecodeError:
         pass
     return _Reader(body).read(), booleans
-
-
-def _loads(body: bytes) -> object:
-    """What orjson reads. None of it is garbage: to look for some again and again takes longer than to read it."""
-    if len(body) <= _LARGE:
-        return orjson.loads(body)
-    gc.disable()
-    try:
-        value = orjson.loads(body)
-        time.sleep(0)  # others have their turn before the objects are looked through once
-        return value
-    finally:
-        gc.enable()
 
 
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')

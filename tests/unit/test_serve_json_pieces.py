@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from serve import dtypes, json_answer, json_parse, json_plain
+from serve import dtypes, json_answer, json_loads, json_parse, json_plain
 from serve.json_request import Form
 from serve.status import ServingError
 
@@ -167,7 +167,7 @@ def test_large_request_is_read_as_it_was_written(monkeypatch):
 def test_large_json_of_objects_is_read_and_garbage_is_looked_for_afterwards():
     rows = [{"x": [number], "s": "é"} for number in range(12_000)]
     body = json.dumps({"instances": rows}, ensure_ascii=False).encode()
-    assert len(body) > json_parse._LARGE
+    assert len(body) > json_loads.LARGE
     assert json_parse.parse(body).value == {"instances": rows}
     with pytest.raises(ServingError):
         json_parse.parse(body[:-1])

@@ -15,6 +15,8 @@ from serve.status import Code, ServingError
 
 _PIPELINED_AT_MOST = 16
 _ANSWERED_AT_ONCE = 64
+# A larger body is not copied behind its head.
+_JOINED_AT_MOST = 1 << 17
 
 
 class Hub(Protocol):
@@ -228,7 +230,12 @@ class Connection(asyncio.Protocol):
             return
         is_last = not turn.keep_alive or hub.draining or (self._ended and not self._reader.received)
         how = b"close" if is_last else b"keep-alive" if turn.old else b""
-        self._transport.write(hub.writer.write(answer, connection=how, without_body=turn.without_body))
+        is_apart = len(answer.body) > _JOINED_AT_MOST
+        self._transport.write(
+            hub.writer.write(answer, connection=how, without_body=turn.without_body or is_apart)
+        )
+        if is_apart and not turn.without_body:
+            self._transport.write(answer.body)
         if is_last:
             self.close()
             return

@@ -1,8 +1,12 @@
-"""From tensors to a predict answer in JSON, numbers written as TF Serving writes them."""
+"""From tensors to a predict answer in JSON, numbers written as TF Serving writes them.
+
+A large answer is written in pieces: a text for each number takes far more memory than they have joined.
+"""
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,14 +14,22 @@ from serve import dtypes, json_numbers
 from serve.json_request import Form
 from serve.status import invalid
 
+# Values of a piece, about; an empty list counts as one.
+_AT_ONCE = 8192
+
 
 def answer(form: Form, outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> bytes:
     """The JSON answer. `types` gives each output's number of tensorflow.DataType."""
+    if form is Form.ROWS:
+        _check_rows(outputs)
+    if sum([tensor.size or _places(tensor.shape) for tensor in outputs.values()]) > _AT_ONCE:
+        texts = _large_rows(outputs, types) if form is Form.ROWS else _large_columns(outputs, types)
+        return b"".join(_encoded(texts))
     text = _rows(outputs, types) if form is Form.ROWS else _columns(outputs, types)
     return text.encode("utf-8", "surrogateescape")
 
 
-def _rows(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str:
+def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
     count = None
     for alias, tensor in outputs.items():
         if tensor.ndim == 0:
@@ -27,16 +39,20 @@ def _rows(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str:
                 f"Tensor name: {alias} has inconsistent batch size: {tensor.shape[0]} expecting: {count}"
             )
         count = tensor.shape[0]
+
+
+def _rows(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str:
+    return '{"predictions": [' + ", ".join(_row_texts(outputs, types)) + "]}"
+
+
+def _row_texts(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> list[str]:
     columns = [_nested(tensor, 1, alias, types[alias]) for alias, tensor in outputs.items()]
     if len(columns) == 1:
-        rows = columns[0]
-    else:
-        keys = [f"{quoted(alias)}: " for alias in outputs]
-        rows = [
-            "{" + ", ".join(map("".join, zip(keys, row, strict=True))) + "}"
-            for row in zip(*columns, strict=True)
-        ]
-    return '{"predictions": [' + ", ".join(rows) + "]}"
+        return columns[0]
+    keys = [f"{quoted(alias)}: " for alias in outputs]
+    return [
+        "{" + ", ".join(map("".join, zip(keys, row, strict=True))) + "}" for row in zip(*columns, strict=True)
+    ]
 
 
 def _columns(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str:
@@ -46,6 +62,77 @@ def _columns(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str
     else:
         whole = "{" + ", ".join(f"{quoted(alias)}: {text}" for alias, text in texts.items()) + "}"
     return '{"outputs": ' + whole + "}"
+
+
+# --- in pieces ---
+
+
+def _encoded(texts: Iterable[str]) -> Iterator[bytes]:
+    """The texts' bytes; other threads have their turn after each that is long."""
+    for text in texts:
+        yield text.encode("utf-8", "surrogateescape")
+        if len(text) > _AT_ONCE:
+            time.sleep(0)
+
+
+def _large_rows(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> Iterator[str]:
+    """What `_rows` gives: many rows at a time where they are small, each in pieces where they are not."""
+    row_places = sum(_places(tensor.shape[1:]) for tensor in outputs.values())
+    count = min(map(len, outputs.values()))
+    step = max(1, _AT_ONCE // row_places)
+    yield '{"predictions": ['
+    for at in range(0, count, step):
+        if at:
+            yield ", "
+        if row_places <= _AT_ONCE:
+            some = {alias: tensor[at : at + step] for alias, tensor in outputs.items()}
+            yield ", ".join(_row_texts(some, types))
+        else:
+            yield from _together({alias: tensor[at, ...] for alias, tensor in outputs.items()}, types)
+    yield "]}"
+
+
+def _large_columns(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> Iterator[str]:
+    yield '{"outputs": '
+    yield from _together(outputs, types)
+    yield "}"
+
+
+def _together(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> Iterator[str]:
+    """The one tensor, or an object of them."""
+    if len(outputs) == 1:
+        ((alias, tensor),) = outputs.items()
+        yield from _tensor(tensor, alias, types[alias])
+        return
+    for number, (alias, tensor) in enumerate(outputs.items()):
+        yield (", " if number else "{") + f"{quoted(alias)}: "
+        yield from _tensor(tensor, alias, types[alias])
+    yield "}"
+
+
+def _tensor(tensor: np.ndarray, alias: str, dtype: int) -> Iterator[str]:
+    if tensor.ndim == 0 or _places(tensor.shape) <= _AT_ONCE:
+        yield _nested(tensor, 0, alias, dtype)[0]
+        return
+    places = _places(tensor.shape[1:])
+    step = max(1, _AT_ONCE // places)
+    yield "["
+    for at in range(0, len(tensor), step):
+        if at:
+            yield ", "
+        if places <= _AT_ONCE:
+            yield ", ".join(_nested(tensor[at : at + step], 1, alias, dtype))
+        else:
+            yield from _tensor(tensor[at], alias, dtype)
+    yield "]"
+
+
+def _places(shape: Sequence[int]) -> int:
+    """How many values a tensor has, where an empty list counts as one."""
+    return math.prod([max(1, length) for length in shape])
+
+
+# --- a tensor, or a piece of one ---
 
 
 def _nested(tensor: np.ndarray, kept: int, alias: str, dtype: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import orjson
 
-from serve import json_plain
+from serve import json_loads, json_plain
 from serve.status import invalid
 
 DEBUG_BYTES = 256
@@ -71,7 +71,7 @@ def _read(body: bytes) -> tuple[object, bool]:
     """The value, and whether it may hold booleans."""
     booleans = b"true" in body or b"false" in body
     try:
-        value = orjson.loads(body)
+        value = json_loads.loads(body)
         if not _may_repeat_keys(body, value):
             return value, booleans
     except orjson.JSONDecodeError:

@@ -213,9 +213,8 @@ def _predict(document: json_parse.Document) -> Rest:
     def read_rest(model: Model) -> Work[Answer]:
         signature = _signature(model, named)
         request = json_request.tensors(document, signature.inputs)
-        return predict.work(
-            signature, request.values, lambda outputs: _answer(request.form, signature, outputs)
-        )
+        form = request.form  # the request itself is not to be kept until its answer
+        return predict.work(signature, request.values, lambda outputs: _answer(form, signature, outputs))
 
     return read_rest
 

@@ -33,7 +33,9 @@ class Options:
     """How requests are treated. `timeout_s` None: no limit to the time that a run may take.
 
     Bodies of more than `aside_bytes`, compressed ones, and answers of more than `aside_values` numbers are read
-    and written in another thread, so that they delay nobody for more than a fraction of a millisecond.
+    and written in another thread. It lets others have their turn every few milliseconds while it writes, or reads a
+    nested list of numbers. Any other JSON (rows by name, strings) is read by single calls that hold the interpreter,
+    40 ms for each MB where its objects are many: docs/operate.md has figures.
     """
 
     timeout_s: float | None = 30.0

@@ -6,7 +6,7 @@ import pytest
 
 from serve.http_limits import Limits, Room
 from serve.http_message import CONTINUE, Writer
-from serve.http_protocol import Connection
+from serve.http_protocol import _JOINED_AT_MOST, Connection
 from serve.rest import Answer
 
 POST = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: h\r\n"
@@ -459,3 +459,20 @@ def test_last_answer_of_a_server_that_drains_says_so():
     hub.asked[0](Answer(200))
     assert answers(wire)[0][1]["connection"] == "close"
     assert wire.closed
+
+
+def test_large_answer_is_sent_whole_and_its_head_tells_its_length():
+    for size in (_JOINED_AT_MOST, _JOINED_AT_MOST + 1, 3 * _JOINED_AT_MOST):
+        connection, wire = connected(Hub())
+        connection.data_received(post(b"a" * size))
+        ((status, headers, body),) = answers(wire)
+        assert (status, headers["content-length"], len(body)) == (200, str(size), size)
+
+
+def test_head_of_a_large_answer_is_its_length_alone():
+    hub = Hub(at_once=False)
+    connection, wire = connected(hub)
+    connection.data_received(b"HEAD /abc HTTP/1.1\r\nHost: h\r\n\r\n")
+    hub.asked.pop()(Answer(200, b"a" * (_JOINED_AT_MOST + 1)))
+    assert b"Content-Length: %d\r\n" % (_JOINED_AT_MOST + 1) in wire.sent
+    assert wire.sent.endswith(b"\r\n\r\n")

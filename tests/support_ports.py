@@ -2,7 +2,7 @@
 
 import os
 
-# Above those of `free_port`s stand the ones that the system hands out; both are left alone.
+# Ports from 24000 on are for tests that take free ones, those from 32768 on the system's.
 _PER_WORKER = 1000
 _MOST_WORKERS = 4
 

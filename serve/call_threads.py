@@ -14,11 +14,14 @@ from typing import Any
 
 Job = Callable[[], None]
 
+# Twice what may wait for one version, and well below the threads that a container is given.
+_AT_MOST = 2048
+
 _own = threading.local()
 
 
 class CallThreads(Executor):
-    """Runs calls in threads, of which `at_work` work at once, and any number waits in `waiting`.
+    """Runs calls in threads, of which `at_work` work at once, and up to 2,048 in all, those in `waiting` with them.
 
     Threads start when they are needed, and stay until the process ends.
     """
@@ -64,7 +67,7 @@ class CallThreads(Executor):
         while self._backlog and self._places > 0:
             if self._idle:
                 self._idle -= 1
-            elif not self._started():
+            elif self._count >= _AT_MOST or not self._started():
                 return
             self._places -= 1
             self._handed.put(self._backlog.popleft())

@@ -97,6 +97,21 @@ def test_no_more_threads_than_the_system_gives(monkeypatch):
     assert (first.result(SOON_S), second.result(SOON_S)) == (True, 2)
 
 
+def test_there_are_no_more_threads_than_allowed_however_many_wait(monkeypatch):
+    monkeypatch.setattr(call_threads, "_AT_MOST", 3)
+    threads, go = CallThreads(2), threading.Event()
+
+    def hangs():
+        with call_threads.waiting():
+            return go.wait(SOON_S)
+
+    hanging = [threads.submit(hangs) for _ in range(10)]
+    assert threads._count <= 3
+    go.set()
+    assert all(each.result(SOON_S) for each in hanging)
+    assert threads._count <= 3
+
+
 def test_outside_of_such_threads_waiting_means_nothing():
     with call_threads.waiting():
         pass

@@ -23,7 +23,8 @@ LASTING = {"Name": "unless-stopped"}
 """What a container gets once it was found good. One that is still judged must stay dead when it dies."""
 ROUTER_FOLDER = "/etc/tidegate"
 _NOBODY = 65_532  # who runs in the container where root runs the pipeline
-# More threads than any of our servers starts: gRPC has one for each call that waits, 2,048 at most; TensorFlow pools of one per core.
+# More threads than any of our servers starts: gRPC has one for each call that waits, at most 2,048, and TensorFlow
+# pools of one per core.
 _THREADS_AT_MOST = 4096
 _ROUTER_MIB = 1024
 _LOG = {"max-size": "10m", "max-file": "3"}

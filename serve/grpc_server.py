@@ -31,7 +31,7 @@ def server(
 ) -> grpc.Server:
     """A gRPC server with both services, that of `healths`, and if asked the profiler's; not yet bound or started.
 
-    `threads` is how many calls are read and written at once; any number may wait for their models meanwhile.
+    `threads` is how many calls are read and written at once; many more may wait for their models meanwhile.
     """
     options = [
         ("grpc.max_send_message_length", MESSAGE_BYTES_AT_MOST),

@@ -112,9 +112,8 @@ class Client:
         )
         if answer.status == 404:
             return None
-        named = answer.headers.get("Docker-Content-Digest") or self._computed(
-            reference
-        )  # optional in the specification
+        # Optional in the specification.
+        named = answer.headers.get("Docker-Content-Digest") or self._computed(reference)
         if reference.startswith("sha256:") and named != reference:
             raise IntegrityError(f"{self.repository} answered {named} when asked for {reference}")
         return named

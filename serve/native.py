@@ -28,11 +28,8 @@ from serve.status import ServingError, code_of
 _POINTER = ctypes.c_void_p
 _AFTER_HEADER = 2 * ctypes.sizeof(_POINTER)  # of a Python object: its reference count and its type
 _META_GRAPHS = 2  # the field of SavedModel
-_SMALL_PARTS = (
-    1,
-    3,
-    5,
-)  # fields of MetaGraphDef: meta_info_def, saver_def, signature_def; all keys are of one byte
+# The fields meta_info_def, saver_def and signature_def of MetaGraphDef; all keys are of one byte.
+_SMALL_PARTS = (1, 3, 5)
 _VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types of protocol buffers
 
 

@@ -150,9 +150,8 @@ class Adaptive:
         known = self._kinds.get(kind)
         if known is None:
             known = self._joinable.allows(tuple(feeds), fetches)
-            if (
-                len(self._kinds) < _KINDS_AT_MOST
-            ):  # requests choose their outputs, so there could be very many
+            # Requests choose their outputs, so there could be very many.
+            if len(self._kinds) < _KINDS_AT_MOST:
                 self._kinds[kind] = known
         return known
 

@@ -55,9 +55,7 @@ class RecordFile:
 
     def close(self) -> None:
         """Ends the file and gives it its name, without what is torn. A file without a record is removed."""
-        with contextlib.suppress(
-            Exception
-        ):  # a full disk; what it could not take is no record that was added
+        with contextlib.suppress(Exception):  # a full disk: what it did not take is no record that was added
             self._writer.close()
         self._writer = None  # closes the file in any case: what its buffer held is written before the cut
         self._name()

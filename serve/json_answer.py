@@ -49,10 +49,8 @@ def _row_texts(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> l
     columns = [_nested(tensor, 1, alias, types[alias]) for alias, tensor in outputs.items()]
     if len(columns) == 1:
         return columns[0]
-    keys = [f"{quoted(alias)}: " for alias in outputs]
-    return [
-        "{" + ", ".join(map("".join, zip(keys, row, strict=True))) + "}" for row in zip(*columns, strict=True)
-    ]
+    row = ", ".join(f"{quoted(alias)}: ".replace("%", "%%") + "%s" for alias in outputs)
+    return list(map(f"{{{row}}}".__mod__, zip(*columns, strict=True)))
 
 
 def _columns(outputs: Mapping[str, np.ndarray], types: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from serve import json_digits
 _FORMATS = {np.dtype(np.float32): ("f", "%.9g"), np.dtype(np.float64): ("d", "%.17g")}
 _NOT_FINITE = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 # Below, setting up numpy's passes takes longer than a loop.
-_SOME, _MANY = 64, 512
+_MANY = 32
 
 
 def rows(values: np.ndarray) -> list[str]:
@@ -33,8 +33,6 @@ def texts(values: np.ndarray) -> list[str]:
     """The texts of a one-dimensional array."""
     if values.dtype == np.float32 and values.size >= _MANY:
         return json_digits.rows(values.reshape(-1, 1))
-    if values.dtype == np.float32 and values.size >= _SOME:
-        return json_digits.some(values)
     code, exact = _FORMATS[values.dtype]
     numbers = values.tolist()
     found = ["%.6g" % number for number in numbers]  # noqa: UP031 (half the time of format())

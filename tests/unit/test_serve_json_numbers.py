@@ -47,15 +47,9 @@ def test_floats_are_written_by_the_rule_however_many_they_are():
     expected = [rule(value) for value in values]
     assert json_numbers.texts(values) == expected
     assert json_digits.rows(values.reshape(1, -1)) == [", ".join(expected)]
-    for size in (1, 10, json_numbers._SOME, json_numbers._MANY - 1, json_numbers._MANY):
+    for size in (1, 10, json_numbers._MANY - 1, json_numbers._MANY, 600):
         for at in range(0, len(values) - size, 397):
             assert json_numbers.texts(values[at : at + size]) == expected[at : at + size]
-
-
-def test_finite_floats_are_written_by_the_rule_by_one_format():
-    values = floats(400)
-    values = values[np.isfinite(values) & (values != 0)]
-    assert json_digits.some(values) == [rule(value) for value in values]
 
 
 def test_doubles_are_written_by_the_rule():

@@ -116,18 +116,26 @@ def _plain_rows(rows: list, dtype: int) -> np.ndarray:
 
 
 def _named_rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[str, np.ndarray]:
-    names = types.keys()
-    if all(isinstance(row, dict) and row.keys() == names for row in rows):
-        whole = {
-            name: json_tensors.regular([row[name] for row in rows], types[name], booleans) for name in names
-        }
-        regular = {name: tensor for name, tensor in whole.items() if tensor is not None}
-        if len(regular) == len(whole):
-            return regular
+    lists = _lists(rows, types)
+    regular = None if lists is None else json_tensors.regular_together(lists, types, booleans)
+    if regular is not None:
+        return regular
     columns = {name: Column(dtype) for name, dtype in types.items()}
     for index, row in enumerate(rows):
         _add_named_row(row, index, columns)
     return {name: column.tensor() for name, column in columns.items()}
+
+
+def _lists(rows: list, types: Mapping[str, int]) -> dict[str, list] | None:
+    """The values of each name, where all rows are objects with these names."""
+    names = list(rows[0])
+    if all([isinstance(row, dict) and list(row) == names for row in rows]):
+        if types.keys() != set(names):
+            return None
+        return dict(zip(names, map(list, zip(*[row.values() for row in rows], strict=True)), strict=True))
+    if all([isinstance(row, dict) and row.keys() == types.keys() for row in rows]):
+        return {name: [row[name] for row in rows] for name in names}
+    return None
 
 
 def _add_named_row(row: object, index: int, columns: Mapping[str, Column]) -> None:
@@ -150,7 +158,10 @@ def _columns(inputs: object, types: Mapping[str, int], booleans: bool) -> dict[s
         missing = next((name for name in sorted(types) if name not in inputs), None)
         if missing is not None:
             raise invalid(f"Missing named input: {missing} in 'inputs' object.")
-        return {name: json_tensors.tensor(inputs[name], dtype, booleans) for name, dtype in types.items()}
+        columns = {name: inputs[name] for name in types}
+        return json_tensors.regular_together(columns, types, booleans) or {
+            name: json_tensors.tensor(value, types[name], booleans) for name, value in columns.items()
+        }
     if len(types) > 1:
         raise invalid(
             "inputs is a plain value/list, but expecting an object as multiple input tensors "

@@ -189,3 +189,50 @@ def test_strings_alike_in_shape_are_read_at_once_and_alike():
 def raise_for(value):
     body = json.dumps({"inputs": value}).encode()
     json_request.tensors(json_parse.parse(body), {"x": TensorSpec("x:0", dtypes.STRING)})
+
+
+# --- several inputs ---
+
+NAMED = {
+    "a": TensorSpec("a:0", dtypes.FLOAT),
+    "b": TensorSpec("b:0", dtypes.FLOAT),
+    "c": TensorSpec("c:0", dtypes.INT32),
+    "d": TensorSpec("d:0", dtypes.INT32),
+    "e": TensorSpec("e:0", dtypes.STRING),
+    "f": TensorSpec("f:0", dtypes.STRING),
+}
+USUAL = {"a": 1.5, "b": 2, "c": 3, "d": -4, "e": "é", "f": ""}
+ODD = [1, -1, 2**40, 2**64, 0.5, "x", "", True, None, [], [1], [1, 2], [[1], [2]], ["x", "y"], {"b64": "eA=="}, {}]
+
+
+def named_documents() -> list[dict]:
+    """Requests of named inputs: usual ones, and such with a value, or a name, that is not."""
+    rows = [dict(USUAL) for _ in range(3)]
+    found = [{"instances": rows}, {"inputs": USUAL}, {"inputs": {name: [USUAL[name]] * 3 for name in USUAL}}]
+    shuffled = [USUAL, dict(reversed(USUAL.items())), USUAL]
+    found += [{"instances": shuffled}, {"instances": [*rows, {**USUAL, "g": 1}]}, {"instances": [*rows, 5]}]
+    for name in USUAL:
+        found.append({"instances": [*rows, {key: value for key, value in USUAL.items() if key != name}]})
+        for odd in ODD:
+            found.append({"instances": [*rows, {**USUAL, name: odd}]})
+            found.append({"instances": [{**USUAL, name: odd}] * 2})
+            found.append({"inputs": {**USUAL, name: odd}})
+            found.append({"inputs": {**{each: [USUAL[each]] for each in USUAL}, name: odd}})
+    return found
+
+
+def told(document: dict) -> object:
+    try:
+        found = json_request.tensors(json_parse.parse(json.dumps(document).encode()), NAMED)
+    except ServingError as error:
+        return str(error)
+    return found.form, {name: (each.dtype, each.shape, each.tolist()) for name, each in found.values.items()}
+
+
+def test_inputs_read_together_are_the_same_as_one_by_one(monkeypatch):
+    documents = named_documents()
+    together = list(map(told, documents))
+    monkeypatch.setattr(json_request.json_tensors, "regular_together", lambda *_: None)
+    monkeypatch.setattr(json_request.json_tensors, "regular", lambda *_: None)
+    assert together == list(map(told, documents))
+    assert [type(each) for each in together[:4]] == [tuple] * 4

@@ -117,8 +117,7 @@ def _filled(text: bytes, numbers: list[float], is_short: list[bool]) -> bytes:
     filled = [b""] * (2 * len(parts) - 1)
     filled[::2] = parts
     filled[1::2] = [
-        _by_c(("%.6g" if short else "%.9g") % number)
-        for number, short in zip(numbers, is_short, strict=True)
+        _by_c(("%.6g" if short else "%.9g") % number) for number, short in zip(numbers, is_short, strict=True)
     ]
     return b"".join(filled)
 

@@ -129,11 +129,11 @@ def _named_rows(rows: list, types: Mapping[str, int], booleans: bool) -> dict[st
 def _lists(rows: list, types: Mapping[str, int]) -> dict[str, list] | None:
     """The values of each name, where all rows are objects with these names."""
     names = list(rows[0])
-    if all([isinstance(row, dict) and list(row) == names for row in rows]):
+    if all(isinstance(row, dict) and list(row) == names for row in rows):
         if types.keys() != set(names):
             return None
         return dict(zip(names, map(list, zip(*[row.values() for row in rows], strict=True)), strict=True))
-    if all([isinstance(row, dict) and row.keys() == types.keys() for row in rows]):
+    if all(isinstance(row, dict) and row.keys() == types.keys() for row in rows):
         return {name: [row[name] for row in rows] for name in names}
     return None
 

@@ -202,7 +202,9 @@ NAMED = {
     "f": TensorSpec("f:0", dtypes.STRING),
 }
 USUAL = {"a": 1.5, "b": 2, "c": 3, "d": -4, "e": "é", "f": ""}
-ODD = [1, -1, 2**40, 2**64, 0.5, "x", "", True, None, [], [1], [1, 2], [[1], [2]], ["x", "y"], {"b64": "eA=="}, {}]
+ODD = [
+    1, -1, 2**40, 2**64, 0.5, "x", "", True, None, [], [1], [1, 2], [[1], [2]], ["x", "y"], {"b64": "eA=="}, {},
+]  # fmt: skip
 
 
 def named_documents() -> list[dict]:

@@ -8,7 +8,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, 
 from serve import call_threads, config, grpc_spec
 from serve.grpc_status import answered
 from serve.models import Models
-from serve.observe import Observer, Seen
+from serve.observe import Observer
 from serve.status import invalid
 
 
@@ -20,7 +20,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self.observer = observer
 
     @answered
-    def GetModelStatus(self, request: Any, _seen: Seen) -> Any:
+    def GetModelStatus(self, request: Any) -> Any:
         """Tells the state of a model's versions."""
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
@@ -55,5 +55,5 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
 
 @answered
-def _reload(service: ModelService, asked: tuple[Any, Callable[[], bool]], _seen: Seen) -> Any:
+def _reload(service: ModelService, asked: tuple[Any, Callable[[], bool]]) -> Any:
     return service.reload(*asked)

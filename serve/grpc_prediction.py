@@ -3,6 +3,8 @@
 Needs `serve.framework.lean` (or TensorFlow itself) before it is imported: the messages build on TensorFlow's.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from tensorflow_serving.apis import (
@@ -13,11 +15,11 @@ from tensorflow_serving.apis import (
 )
 
 from serve import dtypes, grpc_inference, grpc_spec, metadata, predict, tensors
+from serve.grpc_calls import Answers, Runs
 from serve.grpc_status import answered
 from serve.model import Model, Servable, Signature
-from serve.models import Models
-from serve.observe import Observer, Seen
-from serve.queues import queue_of, run_in
+from serve.models import Lease, Models
+from serve.observe import Observer
 from serve.status import Code, ServingError, invalid
 from serve.work import Work
 
@@ -59,45 +61,28 @@ def _decoded(alias: str, proto: Any) -> Any:
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
-    def __init__(self, models: Models, as_content: bool, observer: Observer):
+    def __init__(self, models: Models, as_content: bool, observer: Observer, answers: Answers):
         self._models = models
         self.observer = observer
-        self._as_content = as_content
+
+        def runs(
+            api: str,
+            read: Callable[[Model, Any], Work],
+            acquire: Callable[[Models, Any], Lease] = _acquire,
+            named: Callable[[Servable, Any], Any] = grpc_spec.answer,
+        ) -> Runs:
+            acquire_of = functools.partial(acquire, models)
+            return Runs(api, acquire_of, read, named, api != "Predict", observer, answers)
+
+        self.Predict = runs("Predict", functools.partial(read_predict, as_content=as_content))
+        self.Classify = runs("Classify", grpc_inference.read_classify)
+        self.Regress = runs("Regress", grpc_inference.read_regress)
+        self.MultiInference = runs(
+            "MultiInference", grpc_inference.read_multi_inference, _acquire_first, _name_all
+        )
 
     @answered
-    def Predict(self, request: Any, seen: Seen) -> Any:
-        """Runs a signature of a model."""
-        with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = read_predict(servable.model, request, self._as_content)
-            return grpc_spec.answer(servable, self._run(servable, work, seen))
-
-    @answered
-    def Classify(self, request: Any, seen: Seen) -> Any:
-        """Tells the classes of examples."""
-        with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = grpc_inference.read_classify(servable.model, request)
-            return grpc_spec.answer(servable, self._run(servable, work, seen, on_examples=True))
-
-    @answered
-    def Regress(self, request: Any, seen: Seen) -> Any:
-        """Tells a number for each example."""
-        with grpc_spec.acquire(self._models, grpc_spec.required(request)) as servable:
-            work = grpc_inference.read_regress(servable.model, request)
-            return grpc_spec.answer(servable, self._run(servable, work, seen, on_examples=True))
-
-    @answered
-    def MultiInference(self, request: Any, seen: Seen) -> Any:
-        """Classifies and regresses the same examples by several signatures of a model, in one run."""
-        spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
-        with grpc_spec.acquire(self._models, spec) as servable:
-            work = grpc_inference.read_multi_inference(servable.model, request)
-            response = self._run(servable, work, seen, on_examples=True)
-            for result in response.results:
-                grpc_spec.answer(servable, result)
-            return response
-
-    @answered
-    def GetModelMetadata(self, request: Any, _seen: Seen) -> Any:
+    def GetModelMetadata(self, request: Any) -> Any:
         """Tells the signatures of a model."""
         grpc_spec.required(request)
         if not request.metadata_field:
@@ -109,7 +94,17 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         metadata.fill(grpc_spec.find(self._models, request), response)
         return response
 
-    def _run(self, servable: Servable, work: Work, seen: Seen, on_examples: bool = False) -> Any:
-        """The response, once the work had its turn in the version's queue."""
-        timed = self.observer.timed(seen, work, on_examples=on_examples)
-        return run_in(queue_of(servable.model), timed, seen.deadline, seen.when_left)
+
+def _acquire(models: Models, request: Any) -> Lease:
+    return grpc_spec.acquire(models, grpc_spec.required(request))
+
+
+def _acquire_first(models: Models, request: Any) -> Lease:
+    """The version that the first task means."""
+    return grpc_spec.acquire(models, request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec())
+
+
+def _name_all(servable: Servable, response: Any) -> Any:
+    for result in response.results:
+        grpc_spec.answer(servable, result)
+    return response

@@ -8,6 +8,8 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 
 from serve import health, profiler
 from serve.call_threads import CallThreads
+from serve.grpc_calls import Answers
+from serve.grpc_front import Front
 from serve.grpc_models import ModelService
 from serve.grpc_prediction import PredictionService
 from serve.health import Healths
@@ -40,13 +42,14 @@ def server(
         *(arguments or []),
     ]
     observer = observer or Observer()
+    call_threads = CallThreads(threads)
     made = grpc.server(
-        CallThreads(threads),
+        Front(call_threads),
         options=options,
         maximum_concurrent_rpcs=calls_at_most,
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(models, as_content, observer), made
+        PredictionService(models, as_content, observer, Answers(call_threads)), made
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models, observer), made)
     if healths:

@@ -5,7 +5,7 @@ A front calls `began` when a request is whole, and `ended` when its answer is: t
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ _clock = time.perf_counter
 class Seen:
     """A request under way: when it began, its trace; how long its model ran, and on how many examples.
 
-    `deadline` is in time.monotonic(), where the client has one. `when_left` takes what to do when the client has left,
-    and says whether it is still there.
+    `deadline` is in time.monotonic(), where the client has one.
     """
 
     began: float
@@ -52,7 +51,6 @@ class Seen:
     runtime_us: float | None = None
     examples: int = 0
     deadline: float | None = None
-    when_left: Callable[[Callable[[], None]], bool] | None = None
 
 
 class Observer:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serve import batch, call_threads, log
+from serve import batch, log
 from serve.lines import Limits, Line
 from serve.model import Model, Outcome, Queue, Signature, Ticket
 from serve.status import Code, ServingError
@@ -241,33 +241,14 @@ def queue_of(model: Model) -> Queue:
     return own if own is not None else Inline(model)
 
 
-def run_in(
-    queue: Queue,
-    work: Work[Result],
-    deadline: float | None = None,
-    when_left: Callable[[Callable[[], None]], bool] | None = None,
-) -> Result:
-    """Runs work in a queue and waits for it, to its deadline (in time.monotonic()). Raises ServingError.
-
-    `when_left` takes what to do when the client has left, and says whether it is still there: what waits for a client
-    that is gone is left out.
-    """
+def run_in(queue: Queue, work: Work[Result], deadline: float | None = None) -> Result:
+    """Runs work in a queue and waits for it, to its deadline (in time.monotonic()). Raises ServingError."""
     handed: SimpleQueue[Outcome] = SimpleQueue()
     ticket = queue.submit(work.feeds, work.fetches, deadline, handed.put)
-
-    def leave() -> None:
-        error = ticket.give_up()
-        if error is not None:
-            is_late = deadline is not None and time.monotonic() >= deadline
-            handed.put(error if is_late else ServingError(Code.CANCELLED, "The client has left"))
-
-    if when_left is not None and not when_left(leave):
-        leave()
-    with call_threads.waiting():
-        try:
-            outcome = handed.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except Empty:
-            outcome = ticket.give_up() or handed.get()
+    try:
+        outcome = handed.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except Empty:
+        outcome = ticket.give_up() or handed.get()
     if isinstance(outcome, ServingError):
         raise outcome
     return work.finish(outcome)

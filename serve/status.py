@@ -70,11 +70,6 @@ def not_found(message: str) -> ServingError:
     return ServingError(Code.NOT_FOUND, message)
 
 
-def not_yet(what: str) -> ServingError:
-    """An error for a part of TF Serving's contract that this server lacks."""
-    return ServingError(Code.UNIMPLEMENTED, f"{what} is not implemented by this server")
-
-
 def code_of(number: int) -> Code:
     """The code with that number; UNKNOWN for a number that gRPC does not know."""
     try:

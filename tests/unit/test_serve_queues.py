@@ -343,35 +343,6 @@ def work(x):
     return Work({"x:0": np.float32(x)}, ["y:0"], lambda outputs: outputs[0].tolist())
 
 
-@pytest.mark.parametrize(
-    ("deadline_s", "code"),
-    [(None, Code.CANCELLED), (PATIENCE_S, Code.CANCELLED), (-1, Code.DEADLINE_EXCEEDED)],
-)
-@pytest.mark.parametrize("is_there", [True, False])
-def test_run_that_waits_for_a_client_that_left_is_left_out(deadline_s, code, is_there):
-    model = Model()
-    queue = adaptive(model, runners=1)
-
-    def when_left(leave):
-        if is_there:
-            leave()  # it leaves right now
-        return is_there
-
-    deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    with model.hold(queue), pytest.raises(ServingError) as told:
-        run_in(queue, work([[1]]), deadline, when_left)
-    assert told.value.code is code
-    assert ask(queue, [[3]]).rows() == [[[6]]]
-    assert model.runs == [[[0]], [[3]]]
-
-
-def test_client_that_leaves_when_its_run_is_done_changes_nothing():
-    leaves = []
-    queue = Inline(Model())
-    assert run_in(queue, work([[1]]), None, lambda leave: not leaves.append(leave)) == [[2]]
-    leaves[0]()
-
-
 def test_waiting_caller_gets_a_runs_answer_or_its_error():
     model = Model()
     queue = adaptive(model)

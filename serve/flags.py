@@ -78,8 +78,8 @@ class Flags:
 
     port: int = _flag(8500, "gRPC", "TCP port; 0: none")
     grpc_socket_path: str = _flag("", "gRPC", "Unix socket to listen on, too")
-    grpc_max_threads: int = _flag(0, "gRPC", "threads that read and write calls; those of calls that wait for their "
-                                  "model are not counted (0: 4 x CPUs)")
+    grpc_max_threads: int = _flag(0, "gRPC", "threads for large requests and answers, and for calls that run no model "
+                                  "(0: 4 x CPUs)")
     ssl_config_file: str = _flag("", "gRPC", "text-format SSLConfig: TLS on the gRPC port and socket; REST is plain "
                                  "HTTP, as in TF Serving")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC", "grpc.health.v1.Health for ModelService, "

@@ -13,7 +13,7 @@ from serve import json_digits
 _FORMATS = {np.dtype(np.float32): ("f", "%.9g"), np.dtype(np.float64): ("d", "%.17g")}
 _NOT_FINITE = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 # Below, setting up numpy's passes takes longer than a loop.
-_MANY = 32
+_MANY = 48
 
 
 def rows(values: np.ndarray) -> list[str]:

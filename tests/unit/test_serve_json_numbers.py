@@ -175,6 +175,10 @@ def test_strings_alike_in_shape_are_read_at_once_and_alike():
     values = json_request.tensors(json_parse.parse(json.dumps({"instances": named}).encode()), inputs).values
     assert values["a"].tolist() == [[[b"x", "é".encode()]], [[b"", b"z"]]]
     assert values["b"].tolist() == [1.5, 2.0]
+    for texts in (["a\0b", "c"], ["\0"], ["", ""], ["\0", "", "\0\0"]):
+        document = json_parse.parse(json.dumps({"inputs": texts}).encode())
+        (tensor,) = json_request.tensors(document, {"a": inputs["a"]}).values.values()
+        assert tensor.tolist() == [text.encode() for text in texts]
     for uneven in (
         ["x", ["y"]],
         [["x"], ["y", "z"]],

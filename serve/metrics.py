@@ -113,7 +113,8 @@ class _Shards:
 
 
 def _add_up(into: dict[Key, Cell], cells: dict[Key, Cell]) -> None:
-    for key, cell in list(cells.items()):
+    # A copy is one step. While a list of items is made, garbage may be collected, and another thread add a cell.
+    for key, cell in cells.copy().items():
         into[key] = (
             [one + other for one, other in zip(into[key], cell, strict=True)] if key in into else [*cell]
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_STATUSES = {200, 400, 404, 408, 409, 413, 417, 429, 431, 499, 501, 503, 504}
+_STATUSES = {200, 400, 404, 408, 409, 413, 415, 417, 429, 431, 499, 501, 503, 504}
 _LEAKS = (b"Traceback (", b'File "', b"site-packages")
 
 

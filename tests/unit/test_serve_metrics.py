@@ -1,7 +1,8 @@
+import gc
 import threading
 
 from serve import metrics
-from serve.metrics import Metrics
+from serve.metrics import REQUEST_COUNT, Metrics
 from serve.status import Code
 
 
@@ -114,3 +115,23 @@ def test_totals_are_told_by_path_for_reloads():
         "/tensorflow/serving/request_count": 2,
         "/no/such": 0,
     }
+
+
+def test_metric_that_comes_while_others_are_added_up_disturbs_nothing():
+    metrics, names = Metrics(), iter(range(10_000))
+    for number in range(5000):  # more than Python keeps tuples ready
+        metrics.add(REQUEST_COUNT, f"model {number}", "OK")
+
+    def come(*_: object) -> None:  # as another thread's may, when a finalizer lets it have its turn
+        metrics.add(REQUEST_COUNT, f"new {next(names)}", "OK")
+
+    before = gc.get_threshold()
+    gc.callbacks.append(come)
+    gc.set_threshold(1)
+    try:
+        total = metrics.totals([REQUEST_COUNT.name])[REQUEST_COUNT.name]
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(come)
+    assert next(names) > 0
+    assert total >= 5000

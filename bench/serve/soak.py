@@ -32,6 +32,9 @@ _CAPACITY_S = 5
 _KEPT_VERSIONS = 2
 _CONNECTIONS = 8
 _GROWTH_MIB = 64
+# A server, or this program on a busy machine, that is so far behind will not come back while all is asked on time.
+_UNDER_WAY_AT_MOST = 2000
+_FAILURES_TOLD = 20
 _MODEL_SERVICE = "/tensorflow.serving.ModelService/"
 
 
@@ -74,6 +77,8 @@ class Asker:
         self._random = random.Random(1)
         self._idle: asyncio.LifoQueue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.LifoQueue()
         self._channel: Any = None
+        self._under_way = 0
+        self._told = 0
         self.labelled = False
 
     @contextlib.asynccontextmanager
@@ -93,13 +98,20 @@ class Asker:
         """One request, counted; latency counts from when it was due, so that a stall shows in all it held up."""
         x = float(self._random.randrange(1000))
         minute.asked += 1
+        self._under_way += 1
         try:
+            if self._under_way > _UNDER_WAY_AT_MOST:
+                raise ProgramFailed(f"not asked: {_UNDER_WAY_AT_MOST} requests wait for their answers")
             over = self._rest if minute.asked % 2 else self._grpc
             right = await asyncio.wait_for(over(x), _ANSWER_S)
             minute.wrong += not right
         except Exception as error:  # noqa: BLE001 (whatever kept the answer away is a failed request)
             minute.failed += 1
-            report.story(f"failed: {error!r}"[:500])
+            self._told += 1
+            if self._told <= _FAILURES_TOLD:
+                report.story(f"failed: {error!r}"[:500])
+        finally:
+            self._under_way -= 1
         minute.latencies_ms.append((time.monotonic() - scheduled) * 1000)
 
     async def _rest(self, x: float) -> bool:
@@ -122,14 +134,18 @@ class Asker:
             reader, writer = self._idle.get_nowait()
         except asyncio.QueueEmpty:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._server.rest)
-        writer.write(
-            b"%b %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (method, path, len(body), body)
-        )
-        head = await reader.readuntil(b"\r\n\r\n")
-        size = next(
-            int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
-        )
-        text = await reader.readexactly(size)
+        try:
+            writer.write(
+                b"%b %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (method, path, len(body), body)
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = next(
+                int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+            )
+            text = await reader.readexactly(size)
+        except BaseException:  # no answer, or not in time
+            writer.close()
+            raise
         self._idle.put_nowait((reader, writer))
         return int(head.split()[1]), text
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -289,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     fuzz_grpc.ready()
+    gc.collect()
+    gc.freeze()  # TensorFlow's objects, else collected for a quarter of a second at a time, in which nothing is asked
     try:
         with tempfile.TemporaryDirectory(prefix="bench-soak-") as folder:
             return _soak(Path(folder), options)

@@ -23,7 +23,7 @@ _own = threading.local()
 class CallThreads(Executor):
     """Runs calls in threads, of which `at_work` work at once, and up to 2,048 in all, those in `waiting` with them.
 
-    Threads start when they are needed, and stay until the process ends.
+    Threads start when they are needed, but for the first, and stay until the process ends.
     """
 
     def __init__(self, at_work: int):
@@ -33,6 +33,8 @@ class CallThreads(Executor):
         self._backlog: deque[Job] = deque()
         self._handed: SimpleQueue[Job] = SimpleQueue()
         self._count = 0
+        self._start()  # so that there is one, whatever the system gives later
+        self._idle += 1
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """See `concurrent.futures.Executor`."""
@@ -72,14 +74,15 @@ class CallThreads(Executor):
             self._places -= 1
             self._handed.put(self._backlog.popleft())
 
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name=f"grpc_{self._count}", daemon=True).start()
+        self._count += 1
+
     def _started(self) -> bool:
         try:
-            threading.Thread(target=self._work, name=f"grpc_{self._count}", daemon=True).start()
+            self._start()
         except RuntimeError:  # the system has no more: the next thread that is done goes on with the backlog
-            if not self._count:
-                raise
             return False
-        self._count += 1
         return True
 
     def _work(self) -> None:

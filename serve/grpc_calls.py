@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from serve import call_threads, grpc_status
+from serve import call_threads, grpc_status, log
 from serve.grpc_front import STATUS, Reply, cut
 from serve.model import Model, Outcome, Servable
 from serve.models import Lease
@@ -42,7 +42,10 @@ class Answers:
 
     def _work(self) -> None:
         while True:
-            self._ready.get()()
+            try:
+                self._ready.get()()
+            except Exception as error:  # noqa: BLE001 (a bug is logged, and others are answered)
+                log.bug("answer", error)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ class _UnderWay:
 
     def _end(self, response: Any, failed: ServingError | None) -> None:
         runs = self._runs
-        grpc_status.ended(runs.observer, self._seen, runs.api, self._request, self._context, failed)
-        self._reply(failed or response)
+        try:
+            grpc_status.ended(runs.observer, self._seen, runs.api, self._request, self._context, failed)
+        finally:
+            self._reply(failed or response)
         if not failed:
             runs.observer.sampled(runs.api, self._request, response)

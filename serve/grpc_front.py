@@ -90,7 +90,7 @@ class Front(Executor):
 class _Call:
     """A call that was handed over."""
 
-    __slots__ = ("_deserialize", "_event", "_over", "_serialize", "_state", "method")
+    __slots__ = ("_deserialize", "_event", "_open", "_over", "_serialize", "_state", "method")
 
     def __init__(self, event: Any, state: Any, method: Any, _: Any, deserialize: Any, serialize: Any):
         self.method = method
@@ -99,6 +99,7 @@ class _Call:
         self._deserialize = deserialize
         self._serialize = serialize
         self._over: Future = Future()  # gRPC counts calls by it
+        self._open = [True]
 
     def receive(self, aside: Executor) -> Future:
         """Has the message read, and begins the call when it is there."""
@@ -144,17 +145,20 @@ class _Call:
                 self._abort(Code.UNIMPLEMENTED, what)
 
     def _reply(self, answer: Any) -> None:
-        """Sends a response, or the status of an error."""
+        """Sends a response, or the status of an error; the first of several."""
         self._end(lambda: self._send(answer))
 
     def _end(self, step: Callable[[], None]) -> None:
+        try:
+            self._open.pop()  # one step for the interpreter: only one thread gets it
+        except IndexError:
+            return
         try:
             step()
         except Exception as error:  # noqa: BLE001 (the thread that answers goes on)
             log.bug("reply", error)
         finally:
-            if not self._over.done():
-                self._over.set_result(None)
+            self._over.set_result(None)
 
     def _send(self, answer: Any) -> None:
         if isinstance(answer, ServingError):

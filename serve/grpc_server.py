@@ -53,7 +53,7 @@ def server(
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models, observer), made)
     if healths:
-        made.add_generic_rpc_handlers([health.handler(healths)])
+        made.add_generic_rpc_handlers([health.handler(healths, call_threads)])
     if is_profiled:
         made.add_generic_rpc_handlers([profiler.handler()])
     return made

@@ -5,12 +5,14 @@ Source: grpc/health/v1/health.proto.
 
 import enum
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import grpc
 
-from serve import protos
+from serve import call_threads, protos
 
 _MESSAGES = protos.make(
     "grpc.health.v1",
@@ -79,8 +81,41 @@ class Healths:
                 self._watchers.pop(name, None)
 
 
-def handler(healths: Healths) -> grpc.GenericRpcHandler:
-    """The service, to be added to a gRPC server."""
+class _Watcher:
+    """Tells one client what it watches, in its order, in threads that may wait for it: gRPC's sending does.
+
+    It waits for the thread that serves, which at the same time may want to end another watch.
+    """
+
+    def __init__(self, send: Callable[[Any], None], threads: Executor):
+        self._send = send
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._pending: deque[Health | None] = deque()
+        self._is_telling = False
+
+    def tell(self, health: Health | None) -> None:
+        """Never waits."""
+        with self._lock:
+            self._pending.append(health)
+            if self._is_telling:
+                return
+            self._is_telling = True
+        self._threads.submit(self._tell_all)
+
+    def _tell_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._pending:
+                    self._is_telling = False
+                    return
+                health = self._pending.popleft()
+            with call_threads.waiting():
+                self._send(None if health is None else Response(status=health))
+
+
+def handler(healths: Healths, threads: Executor) -> grpc.GenericRpcHandler:
+    """The service, to be added to a gRPC server. `threads` run what waits for a client."""
 
     def check(request: Any, context: grpc.ServicerContext) -> Any:
         health = healths.check(request.service)
@@ -89,9 +124,7 @@ def handler(healths: Healths) -> grpc.GenericRpcHandler:
         return Response(status=health)
 
     def watch(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-        def tell(health: Health | None) -> None:
-            send(None if health is None else Response(status=health))
-
+        tell = _Watcher(send, threads).tell
         if not context.add_callback(lambda: healths.leave(request.service, tell)):
             return
         healths.watch(request.service, tell)

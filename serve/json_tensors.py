@@ -126,6 +126,10 @@ def converted(numbers: np.ndarray, dtype: int) -> np.ndarray | None:
     """Numbers, one or more, in a tensor's type; None where one of them is beyond an integer's range."""
     if dtype in _INTEGERS and not _in_range(numbers, dtype):
         return None
+    if (
+        dtype == dtypes.FLOAT and numbers.dtype.kind in "iu"
+    ):  # every number is a double first, as in TF Serving
+        numbers = numbers.astype(np.float64)
     with np.errstate(over="ignore"):
         return numbers.astype(DTYPES[dtype].numpy, copy=False)
 

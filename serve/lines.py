@@ -94,20 +94,19 @@ class Line:
             self._sweep()
         with self._lock:
             self._check(size)
+            sleeps = self._idle > 0
+            if sleeps:
+                self._idle -= 1
+            elif self._threads < self._threads_at_most:
+                self._start()
             kind_tasks = self._kinds.get(kind)
             if kind_tasks is None:
                 kind_tasks = self._kinds[kind] = deque()
             kind_tasks.append(task)
             self._waiting += 1
             self._waiting_bytes += size
-            if self._idle:
-                self._idle -= 1
-            elif self._threads < self._threads_at_most:
-                self._start()
-                return
-            else:
-                return
-        _alarms.ring(self._wake)
+        if sleeps:
+            _alarms.ring(self._wake)
 
     def close(self) -> None:
         """Lets the threads end when nothing waits any more. They are not waited for: one may hang."""
@@ -162,8 +161,16 @@ class Line:
             task.passed(now)
 
     def _start(self) -> None:
-        self._threads += 1
-        threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+        """Starts a thread; raises RESOURCE_EXHAUSTED where the system gives none, and there is no other."""
+        number = self._threads + 1
+        try:
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+        except RuntimeError as error:
+            if not self._threads:
+                message = f"no thread can be started for {self._name}: {error}"
+                raise ServingError(Code.RESOURCE_EXHAUSTED, message) from error
+            return
+        self._threads = number
 
     def _work(self) -> None:
         while True:

@@ -64,8 +64,10 @@ def _write(level: str, event: str, facts: dict) -> None:
     if trace is not None:
         facts = facts | {"trace_id": trace.trace_id, "span_id": trace.span_id}
     write = _json if _format == JSON else _text
-    sys.stderr.write(write(stamp, level, event, facts) + "\n")
-    sys.stderr.flush()
+    # A full disk, or a reader that has gone, costs the line and nothing else.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(write(stamp, level, event, facts) + "\n")
+        sys.stderr.flush()
 
 
 def _text(stamp: str, level: str, event: str, facts: dict) -> str:

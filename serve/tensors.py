@@ -10,7 +10,7 @@ from serve.dtypes import DTYPES, DType
 from serve.status import Code, ServingError, invalid
 
 # A message of a few bytes can ask for any shape.
-_REPEATED_BYTES_AT_MOST = 256 << 20
+_REPEATED_BYTES_AT_MOST = 16 << 20
 
 
 def decode(proto: Any) -> np.ndarray:

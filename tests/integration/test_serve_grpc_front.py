@@ -7,7 +7,8 @@ from queue import SimpleQueue
 import grpc
 import pytest
 
-from serve import grpc_front
+from serve import grpc_front, health
+from serve.call_threads import CallThreads
 from serve.grpc_front import Front
 from serve.status import Code, ServingError, invalid
 
@@ -198,3 +199,37 @@ def test_where_grpc_is_another_every_call_has_a_thread(opened, monkeypatch):
     monkeypatch.setattr(grpc_front, "supported", lambda: False)
     with ThreadPoolExecutor(1) as threads:
         assert opened(Method(), threads).echo(b"x", timeout=SOON_S) == b"in a thread"
+
+
+def test_first_of_two_answers_counts(opened):
+    method = Method()
+    server = opened(method, maximum_concurrent_rpcs=1)
+    call = server.echo.future(b"x")
+    _, reply, _ = method.next()
+    reply(b"first")
+    reply(invalid("second"))
+    assert call.result(SOON_S) == b"first"
+    assert server.echo(b"now", timeout=SOON_S) == b"at once"
+
+
+def test_watches_of_the_health_that_end_while_others_begin_hold_up_nobody():
+    threads = CallThreads(2)
+    server = grpc.server(Front(threads))
+    healths = health.Healths()
+    server.add_generic_rpc_handlers([health.handler(healths, threads)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for _ in range(100):
+            watches = [watch(b"") for _ in range(3)]
+            for each in watches:
+                each.cancel()
+            assert check(b"", timeout=SOON_S) == b"\x08\x01"
+        stays = watch(b"", timeout=SOON_S)
+        assert next(stays) == b"\x08\x01"
+        healths.set_all(health.Health.NOT_SERVING)
+        healths.end()
+        assert list(stays) == [b"\x08\x02"]
+    server.stop(None).wait(SOON_S)

@@ -115,3 +115,14 @@ def test_there_are_no_more_threads_than_allowed_however_many_wait(monkeypatch):
 def test_outside_of_such_threads_waiting_means_nothing():
     with call_threads.waiting():
         pass
+
+
+def test_there_is_a_thread_for_the_first_call_even_if_the_system_gives_none_then(monkeypatch):
+    threads = CallThreads(4)
+
+    def refused(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    found = [threads.submit(lambda number=number: number) for number in range(3)]
+    assert [each.result(SOON_S) for each in found] == [0, 1, 2]

@@ -1,5 +1,6 @@
 """gRPC calls from their beginning to their answer, without a connection: what their queue and their client do."""
 
+import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -9,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serve import grpc_calls
+from serve import grpc_calls, log
 from serve.grpc_calls import Answers, Runs
 from serve.leases import Handle
 from serve.model import Servable
@@ -195,3 +196,26 @@ def test_call_may_wait_in_a_thread_of_its_own():
                     answer.result(SOON_S)
                 assert told.value.args == (grpc.StatusCode.INVALID_ARGUMENT, "no")
     assert called.is_over()
+
+
+def test_call_is_answered_though_it_cannot_be_counted_or_offered_and_so_is_the_next(capsys):
+    called = Called()
+    called.runs.observer.ended = called.runs.observer.sampled = lambda *_: 1 / 0
+    for _ in range(2):
+        called.begin()
+        called.queue.tasks.pop().settle(OUTPUT)
+        assert called.reply() == ("m", 3, [[2.0]])
+    assert called.is_over()
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_log_that_cannot_be_written_costs_its_line_alone(monkeypatch):
+    class Full:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    log.info("lost")
+    called = Called(finish=lambda found: [][0]).begin()
+    called.queue.tasks[0].settle(OUTPUT)
+    assert called.reply().code is Code.INTERNAL

@@ -242,3 +242,19 @@ def test_inputs_read_together_are_the_same_as_one_by_one(monkeypatch):
     monkeypatch.setattr(json_request.json_tensors, "regular", lambda *_: None)
     assert together == list(map(told, documents))
     assert [type(each) for each in together[:4]] == [tuple] * 4
+
+
+def test_what_is_beside_an_input_changes_nothing_of_its_value():
+    inputs = {"a": TensorSpec("a:0", dtypes.FLOAT), "b": TensorSpec("b:0", dtypes.FLOAT)}
+    found = []
+    for beside in (0.5, 1, "x"):
+        document = {"inputs": {"a": [9007199791611905], "b": [beside]}}
+        try:
+            read_both = json_request.tensors(json_parse.parse(json.dumps(document).encode()), inputs)
+            found.append(read_both.values["a"].tolist())
+        except ServingError:
+            continue
+    alone = json_request.tensors(
+        json_parse.parse(b'{"inputs": [9007199791611905]}'), {"a": inputs["a"]}
+    ).values["a"]
+    assert found == [alone.tolist()] * 2

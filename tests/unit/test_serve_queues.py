@@ -487,3 +487,20 @@ def until(true):
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize("kind", [Adaptive, Direct])
+def test_request_without_a_thread_to_run_it_is_refused_and_not_run_later(kind, monkeypatch):
+    model = Model()
+    queue = kind(model, "m", Options())
+
+    def refused(_thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", refused)
+        for _ in range(5):
+            with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED: no thread can be started for m"):
+                ask(queue, [[1]])
+    assert ask(queue, [[2]]).rows() == [[[4]]]
+    assert model.runs == [[[2]]]

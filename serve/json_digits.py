@@ -117,12 +117,14 @@ def _filled(text: bytes, numbers: list[float], is_short: list[bool]) -> bytes:
     filled = [b""] * (2 * len(parts) - 1)
     filled[::2] = parts
     filled[1::2] = [
-        _by_c(("%.6g" if short else "%.9g") % number) for number, short in zip(numbers, is_short, strict=True)
+        as_double(("%.6g" if short else "%.9g") % number).encode()
+        for number, short in zip(numbers, is_short, strict=True)
     ]
     return b"".join(filled)
 
 
-def _by_c(text: str) -> bytes:
-    if "." not in text and "e" not in text:
-        text = _NOT_FINITE.get(text) or text + ".0"
-    return text.encode()
+def as_double(text: str) -> str:
+    """What `%g` wrote, as JSON has it: with a point or an exponent, or one of the names of what is not finite."""
+    if "." in text or "e" in text:
+        return text
+    return _NOT_FINITE.get(text) or text + ".0"

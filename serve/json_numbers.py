@@ -11,7 +11,6 @@ import numpy as np
 from serve import json_digits
 
 _FORMATS = {np.dtype(np.float32): ("f", "%.9g"), np.dtype(np.float64): ("d", "%.17g")}
-_NOT_FINITE = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 # Below, setting up numpy's passes takes longer than a loop.
 _MANY = 48
 
@@ -41,7 +40,7 @@ def texts(values: np.ndarray) -> list[str]:
     except OverflowError:  # six digits of the largest doubles are more than a double holds
         back = array(code, [_read(text, code) for text in found])
     return [
-        _as_double(text if read == number else exact % number)
+        json_digits.as_double(text if read == number else exact % number)
         for text, read, number in zip(found, back, numbers, strict=True)
     ]
 
@@ -51,9 +50,3 @@ def _read(text: str, code: str) -> float:
         return array(code, [float(text)])[0]
     except OverflowError:
         return float("inf")
-
-
-def _as_double(text: str) -> str:
-    if "." in text or "e" in text:
-        return text
-    return _NOT_FINITE.get(text) or text + ".0"
